@@ -109,6 +109,22 @@ def test_lists_of_a_mark_for_each_label(tmp_path):
     assert source.classes == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("task", ["auto", "labels"])
+@pytest.mark.parametrize("rows", [TARGET, [[1, 0], [0, 1]] * 15])
+def test_lists_of_a_mark_for_each_label_may_be_floats(tmp_path, task, rows):
+    of_lists([[float(x) for x in row] for row in rows])(tmp_path)
+    source = table(tmp_path / "t.parquet", task=task)
+    assert source.task.name == "labels"
+    assert source.target.tolist() == rows
+    assert table(tmp_path / "t.parquet", task="number").task.name == "number"
+
+
+@pytest.mark.parametrize("rows", [[[0.0], [1.0]], [[0.0, 1.0], [1.0, 0.5]]])
+def test_other_lists_of_floats_are_numbers(tmp_path, rows):
+    of_lists(rows * 15)(tmp_path)
+    assert table(tmp_path / "t.parquet").target.tolist() == rows * 15
+
+
 def test_names_that_are_numbers_are_in_their_order(tmp_path):
     rows = [(k, ("10|9", "9", "10", "b|9")[k % 4]) for k in range(24)]
     assert table(csv(tmp_path, ["v", "label"], rows)).classes == ["9", "10", "b"]

@@ -122,6 +122,23 @@ def target_of(path: Path, columns: Columns, asked: Asked = "auto", *, needed: bo
     return _classes(path, columns, cells, needed=needed)
 
 
+def tells_class(columns: Columns, name: str, target: Target) -> bool:
+    """Whether a column has a value of its own for each class, as the label under another name has.
+
+    If a class has one sample only, this may be chance.
+    """
+    if target.task.name != "classes":
+        return False
+    _, count = np.unique(target.values, return_counts=True)
+    if (cells := columns.recurring(name, len(count))) is None:
+        return False
+    classes: dict[str, int] = {}
+    for text, label in zip(cells, target.values.tolist(), strict=True):
+        if text is None or classes.setdefault(text, label) != label:
+            return False
+    return len(classes) == len(count) and bool(count.min() > 1)
+
+
 def _are_numbers(cells: Sequence[Any]) -> bool:
     """Whether all are numbers, and some are not whole."""
     if not all(isinstance(x, int | float | Decimal) for x in cells):
@@ -166,8 +183,8 @@ def _check_mostly_numbers(path: Path, columns: Columns, cells: Sequence[Any]) ->
         return
     row = next(n for n, x in enumerate(cells) if isinstance(x, str) and x not in numbers)
     raise UserError(
-        f"{path}: row {row + 1} has the label '{cells[row]:.60}', and most others are numbers. Give "
-        "every sample a number, leave the row out, or say --task classes if they are names."
+        f"{path}: row {row + 1} has the label '{cells[row]:.60}', and most others are numbers. "
+        "Give every sample a number, leave the row out, or say --task classes if they are names."
     )
 
 
@@ -296,14 +313,15 @@ def _of_lists(
                 "them, or leave the row out."
             )
     floats = any(isinstance(x, float) for cell in cells for x in cell or [])
-    if asked == "number" or (asked == "auto" and floats):
+    marks = floats and _width(cells) > 1  # as binary cross-entropy takes them
+    if asked == "number" or (asked == "auto" and floats and not marks):
         return _lists_of_numbers(path, cells, asked, needed=needed)
     given = [
-        None if cell is None else _checked(path, row, cell, names)
+        None if cell is None else _checked(path, row, [*map(int, cell)] if marks else cell, names)
         for row, cell in enumerate(cells, 1)
     ]
     twice = [row for row, x in enumerate(given, 1) if x is not None and len(set(x)) < len(x)]
-    if twice and names is None and (width := _width(given)):
+    if (twice or marks) and names is None and (width := _width(given)):
         found = np.array([[-1] * width if x is None else x for x in given], np.float32)
         note = f"{path.name}: a label is a list of {width} times 0 or 1, one for each label."
         return Target(found, Labels(list(map(str, range(width)))), [note])
