@@ -9,8 +9,9 @@ they leak.
 The split has no validation part, and none can be taken from its training part, because the networks
 that made the vectors saw those labels too (logistic regression: text .996 on training videos that
 it was not fitted on, .762 on test videos; video .933 against .527). Such a validation part could
-not choose between epochs, and a gap measured on it would be close to zero. So validation uses up to
-a third of the utterances of the 31 test videos: whole videos, so that no speaker is on both sides.
+not choose between epochs, and a gap measured on it would be close to zero. So validation takes
+whole videos of the 31 test videos, until it has at least a third of their utterances. No speaker is
+on both sides.
 """
 
 from collections.abc import Sequence

@@ -195,7 +195,7 @@ def mm_imdb(folder):
             movie = f"{part}{n:06}"
             movies.append(movie)
             content = {
-                "plot": [f"A {genre}.", f"A {genre} and a {GENRES[n - 1]} of a day."],
+                "plot": [f"A {genre}.", f"A {genre} and a {GENRES[n - 1]} of day {part}."],
                 "genres": [genre, GENRES[n - 1], "News"],
                 "title": "Day",
             }

@@ -27,7 +27,7 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 LONGEST_NAME = 80
 """Maximum bytes of a modality's name; a file's may have three times as many."""
 NUMBERING = re.compile(
-    r"index|idx|id|row|(row|sample)_?(id|idx|index|number)|level_\d+", re.IGNORECASE
+    r"(?i:index|idx|u?u?id|row|(row|sample)_?(id|idx|index|number)|level_\d+|.+_id)|.*[a-z]I[dD]"
 )
 """Names of columns that number the samples, if their whole numbers or words all differ."""
 

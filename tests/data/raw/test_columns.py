@@ -12,7 +12,7 @@ from PIL import Image as Picture
 from pyarrow import parquet
 
 from evenly.data import open_store
-from evenly.data.raw import Array, Image, Text, prepare, table
+from evenly.data.raw import Array, Image, Text, Video, prepare, table
 from evenly.data.raw.rows import Turn
 
 N = 12
@@ -196,7 +196,23 @@ class TestIndices:
         assert list(table(path, None, {"row": "array"}).readers) == ["x", "row"]
 
     @pytest.mark.parametrize(
-        "name", ["", "Unnamed: 0", "index", "id", "row", "idx", "sample_id", "__index_level_0__"]
+        "name",
+        [
+            "",
+            "Unnamed: 0",
+            "index",
+            "id",
+            "row",
+            "idx",
+            "sample_id",
+            "__index_level_0__",
+            "clip_id",
+            "Image_ID",
+            "uid",
+            "uuid",
+            "PassengerId",
+            "petID",
+        ],
     )
     @pytest.mark.parametrize("shuffled", [True, False])
     def test_by_its_name(self, tmp_path, name, shuffled):
@@ -211,6 +227,21 @@ class TestIndices:
         path = stored(tmp_path, [0.5] * N, index=[k // 2 for k in range(N)])
         assert list(table(path).readers) == ["x", "index"]
 
+    @pytest.mark.parametrize("name", ["id", "clip_id"])
+    @pytest.mark.parametrize("word", ["c-{:03}", "{:04}", "{}"])
+    def test_words_that_number_the_rows_unless_they_are_paths(self, tmp_path, name, word):
+        path = stored(tmp_path, [0.5] * N, **{name: [word.format(k) for k in range(N)]})
+        assert list(table(path).readers) == ["x"]
+        for k in range(N):
+            (tmp_path / word.format(k)).mkdir()
+            Picture.new("RGB", (8, 6)).save(tmp_path / word.format(k) / "1.png")
+        assert table(path).readers == {"x": Array(), name: Video()}
+
+    @pytest.mark.parametrize("name", ["valid", "grid", "COVID", "identity"])
+    def test_words_that_end_alike_are_no_numbering(self, tmp_path, name):
+        path = stored(tmp_path, [0.5] * N, **{name: list(range(N))})
+        assert list(table(path).readers) == ["x", name]
+
     def test_as_pandas_writes_it(self, tmp_path):
         frame = pandas.DataFrame({"x": np.arange(N) / 2, "label": LABEL, "split": SPLIT})
         frame = frame.sample(frac=1, random_state=0)
@@ -223,6 +254,46 @@ class TestIndices:
         again = pandas.read_csv(tmp_path / "t.csv")
         again.to_csv(tmp_path / "t.csv")
         assert list(table(tmp_path / "t.csv").readers) == ["x"]
+
+
+class TestTheLabelAgain:
+    """A column with a value of its own for each class is no modality."""
+
+    @pytest.mark.parametrize("again", [[3, 7], ["no", "yes"], [0.5, 1.5], [False, True]])
+    @pytest.mark.parametrize("as_csv", [True, False])
+    def test_it_is_left_aside(self, tmp_path, again, as_csv):
+        path = stored(tmp_path, [0.5] * N, target=[again[k % 2] for k in range(N)])
+        if as_csv:
+            pandas.read_parquet(path).to_csv(path := tmp_path / "t.csv", index=False)
+        source = table(path)
+        assert list(source.readers) == ["x"]
+        why = "has one value for each class, so it is not a modality."
+        assert source.notes == [f"{path.name}: the column 'target' {why}"]
+        assert list(table(path, ["x", "target"]).readers) == ["x", "target"]
+        given = "text" if as_csv or again == ["no", "yes"] else "array"
+        assert list(table(path, None, {"target": given}).readers) == ["x", "target"]
+        assert list(table(path, labelled=False).readers) == ["x", "target"]
+
+    @pytest.mark.parametrize(
+        "x",
+        [
+            [1] * 2 + [0, 1] * 5,  # wrong once
+            [0, 1] * 5 + [2, 1],  # two values of a class
+            [None, 1] * 6,  # missing, which may have other reasons
+            [[0], [1]] * 6,
+        ],
+    )
+    def test_others_are_modalities(self, tmp_path, x):
+        path = stored(tmp_path, [0.5] * N, other=x)
+        assert list(table(path).readers) == ["x", "other"]
+
+    def test_so_is_one_that_is_alone(self, tmp_path):
+        assert list(table(stored(tmp_path, LABEL)).readers) == ["x"]
+
+    def test_one_sample_of_each_class_says_nothing(self, tmp_path):
+        numbers = list(range(N))
+        path = stored(tmp_path, [0.5] * N, y=numbers, label=numbers)
+        assert list(table(path).readers) == ["x", "y"]
 
 
 class TestFiles:
@@ -389,15 +460,26 @@ class TestTypes:
             table(path)
 
 
+@pytest.mark.parametrize("form", [written, stored])
 @pytest.mark.parametrize(
     ("labels", "classes"),
     [
-        (["01", "1", "2"], ["01", "1", "2"]),  # told apart, so they are texts
-        (["1e5", "10e4", "3"], ["10e4", "1e5", "3"]),
+        (["01", "1", "2"], ["01", "1", "2"]),
+        (["1e5", "10e4", "3"], ["3", "10e4", "1e5"]),
         (["1", "1.0", "2"], ["1", "2"]),
+        (["-1.0", "-0.0", "0.0"], ["-1", "0"]),
+        (["100", "007", "020"], ["007", "020", "100"]),
+        (["10", "9", "+1"], ["+1", "9", "10"]),
+        (["10", "9", "b"], ["10", "9", "b"]),
     ],
 )
-def test_labels_that_are_told_apart_stay_apart(tmp_path, labels, classes):
-    rows = "".join(f"{k / 4},{labels[k % 3]}\n" for k in range(12))
-    (tmp_path / "t.csv").write_text(f"x,label\n{rows}")
-    assert list(table(tmp_path / "t.csv").classes) == classes
+def test_classes_that_are_whole_numbers_are_called_as_written(tmp_path, form, labels, classes):
+    path = form(tmp_path, [f"{k}.5" for k in range(N)])
+    if form is written:
+        lines = [f"{k}.5,{labels[k % 3]}" for k in range(N)]
+        path.write_text("\n".join(["x,label", *lines]))
+    else:
+        path = stored(tmp_path, [k / 2 for k in range(N)], label=[labels[k % 3] for k in range(N)])
+    source = table(path)
+    assert list(source.classes) == classes
+    assert {source.classes[sample.label] for sample in source.samples[:3]} == set(classes)

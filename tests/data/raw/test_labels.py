@@ -1,6 +1,7 @@
 """What a table says is to be predicted: one class, or several labels."""
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -106,6 +107,22 @@ def test_lists_of_a_mark_for_each_label(tmp_path):
     source = table(tmp_path / "t.parquet")
     assert source.target.tolist() == TARGET
     assert source.classes == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("task", ["auto", "labels"])
+@pytest.mark.parametrize("rows", [TARGET, [[1, 0], [0, 1]] * 15])
+def test_lists_of_a_mark_for_each_label_may_be_floats(tmp_path, task, rows):
+    of_lists([[float(x) for x in row] for row in rows])(tmp_path)
+    source = table(tmp_path / "t.parquet", task=task)
+    assert source.task.name == "labels"
+    assert source.target.tolist() == rows
+    assert table(tmp_path / "t.parquet", task="number").task.name == "number"
+
+
+@pytest.mark.parametrize("rows", [[[0.0], [1.0]], [[0.0, 1.0], [1.0, 0.5]]])
+def test_other_lists_of_floats_are_numbers(tmp_path, rows):
+    of_lists(rows * 15)(tmp_path)
+    assert table(tmp_path / "t.parquet").target.tolist() == rows * 15
 
 
 def test_names_that_are_numbers_are_in_their_order(tmp_path):
@@ -250,6 +267,38 @@ class TestNumbers:
         assert "t.csv: the labels look like numbers to regress on, 'number'; use --task" in "".join(
             data.notes
         )
+
+    @pytest.mark.parametrize(
+        "texts", [["-0.0", "0.0", "1.5"], ["0.5", "0.50", ".5"], ["1", "1.0", "0.5"]]
+    )
+    def test_one_that_is_written_in_two_ways(self, tmp_path, texts):
+        cells = [texts[k % 3] for k in range(30)]
+        path = csv(tmp_path, ["v", "label"], list(enumerate(cells)))
+        assert table(path).target.flatten().tolist() == [float(text) for text in cells]
+        parquet.write_table(pa.table({"v": range(30), "label": cells}), tmp_path / "t.parquet")
+        assert table(tmp_path / "t.parquet").target.flatten().tolist() == [*map(float, cells)]
+
+    @pytest.mark.parametrize(
+        ("odd", "message"),
+        [
+            ("NA", "row 30 holds 'NA' in the column 'label', whose"),
+            ("?", "row 30 has the label '?'"),
+        ],
+    )
+    def test_a_word_among_them(self, tmp_path, odd, message):
+        cells = [k / 4 - 2 for k in range(29)] + [odd]
+        path = csv(tmp_path, ["v", "label"], list(enumerate(cells)))
+        with pytest.raises(ValueError, match=re.escape(message)):
+            table(path)
+        assert not table(path, labelled=False, task="number").target[:29].isnan().any()
+
+    def test_words_beside_whole_numbers_are_classes(self, tmp_path):
+        cells = ["1", "2", "both"] * 10
+        assert table(csv(tmp_path, ["v", "label"], list(enumerate(cells)))).classes == [
+            "1", "2", "both",
+        ]  # fmt: skip
+        with pytest.raises(ValueError, match="row 3 has the label NA"):
+            table(csv(tmp_path, ["v", "label"], list(enumerate(["1", "2", "NA"] * 10))))
 
     def test_of_several_columns_and_of_lists(self, tmp_path):
         rows = [(k, k / 4, -k) for k in range(30)]

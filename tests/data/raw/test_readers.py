@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 from clips import write_video
 from evenly.data.media import MediaError
 from evenly.data.raw import Wave
-from evenly.data.raw.readers import Array, Flow, Image, Spectrogram, Video
+from evenly.data.raw.readers import Array, Flow, Image, Spectrogram, Video, words
 
 
 class TestBytes:
@@ -69,3 +69,20 @@ class TestBytes:
         whole = file.getvalue()
         with pytest.raises(MediaError, match=r"in memory of .* is not a readable, complete image"):
             Image()(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("今天 2024年，很好", "今 天 2024 年 ， 很 好"),
+        ("東京タワーへ Go", "東 京 タ ワ ー へ go"),
+        ("ที่นี่ สวย", "ที่ นี่ ส ว ย"),
+        ("မြန်", "မြ န်"),
+        ("हिन्दी में।", "हिन्दी में ।"),
+        ("한국어 문장", "한국어 문장"),
+        ("CAFE\u0301 isn't, \u2764\ufe0f", "cafe\u0301 isn't , \u2764 \ufe0f"),
+        ("Ça va? C'est 3,5 €", "ça va ? c'est 3 , 5 €"),
+    ],
+)
+def test_words_in_scripts_with_and_without_blanks(text, tokens):
+    assert words(text) == tokens.split()

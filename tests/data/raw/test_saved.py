@@ -93,6 +93,45 @@ class TestMediaFolders:
         (folder / "cat").rename(folder / "test tube")
         assert table(folder).classes == ["dog", "test tube"]
 
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            (["cat/s0", "cat/s1", "dog/s0"], "folders cat/s0 and dog/s0 would be one class, s0"),
+            (["train/cat/s0", "test/cat/s0", "test/dog/s0"], "cat/s0 and dog/s0 would be one"),
+            (["cat", "dog", "dog/pug"], "folders dog/pug lies within dog, and both would"),
+            (["cat/train", "cat/test", "dog/train"], "folders test and train name splits, but lie"),
+            (["a/train/cat", "b/test/cat"], "or write metadata.csv with the columns file_name, la"),
+            (["data/train/cat", "data/val/cat", "data/test/dog"], "or give {}/data."),
+        ],
+    )
+    def test_classes_and_splits_that_are_unclear(self, tmp_path, names, message):
+        for name in names:
+            (tmp_path / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / "0.png").write_bytes(picture(0))
+        assert message.format(tmp_path) in said(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("names", "classes"),
+        [
+            (["train/train/cat", "test/test/cat", "train/train/dog"], ["cat", "dog"]),
+            (["data/cat", "data/dog"], ["cat", "dog"]),
+            (["cars/bus", "cars/train"], ["bus", "train"]),
+        ],
+    )
+    def test_classes_that_lie_deeper(self, tmp_path, names, classes):
+        for name in names:
+            (tmp_path / name).mkdir(parents=True)
+            for k in range(8):
+                (tmp_path / name / f"{k}.png").write_bytes(picture(k))
+        assert table(tmp_path).classes == classes
+
+    @pytest.mark.parametrize("within", ["", "cat/"])
+    def test_pictures_and_sounds_that_are_in_no_sample_together(self, tmp_path, within):
+        for kind, ending in (("images", "png"), ("audio", "wav")):
+            by_class(tmp_path / kind, [within], [ending])
+        assert "of the kinds audio and image, but no sample has two of them" in said(tmp_path)
+        assert "image_file_name" in said(tmp_path)
+
     def test_a_picture_and_a_sound_of_one_name_are_a_sample(self, tmp_path):
         source = table(by_class(tmp_path / "pets", ["train", "test"], ["png", "wav"]))
         assert list(source.readers) == ["image", "audio"]

@@ -19,7 +19,7 @@ import forked
 from clips import write_video
 from evenly.data.dataset import Data
 from evenly.data.raw.decode import batches
-from evenly.data.raw.journal import Journal, _checksum
+from evenly.data.raw.journal import Journal, checksum
 from evenly.data.raw.prepare import prepare
 from evenly.data.raw.readers import Array, Flow, Image, Spectrogram, Text, Video, Wave
 from evenly.data.raw.rows import Part
@@ -551,8 +551,8 @@ class TestAgain:
             content = bytearray(size)
             content[(size - 1) * part // 15] = 1
             path.write_bytes(content)
-            known.append(_checksum(path))
-            assert known[-1] == _checksum(Part(path, 0, size))
+            known.append(checksum(path))
+            assert known[-1] == checksum(Part(path, 0, size))
         assert len(set(known)) == min(size, 16)
 
     def test_from_another_folder(self, tmp_path, monkeypatch):

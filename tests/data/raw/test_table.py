@@ -9,7 +9,7 @@ import soundfile
 from PIL import Image as Picture
 
 from clips import write_video
-from evenly.data.raw import Array, Image, Spectrogram, Text, Video, table
+from evenly.data.raw import Array, Image, Spectrogram, Text, Video, prepare, table
 from evenly.lab.trained.load import load_run
 from evenly.lab.trained.predict import predictions
 
@@ -137,6 +137,18 @@ class TestText:
         assert tokens[2] == [1, 1, 6, 1]
         assert tokens[4] == [1, 1, 1]
         assert source.samples[4].cells["said"] is None
+
+    def test_a_note_on_tokens_that_training_texts_lack(self, folder):
+        splits = ["train", "train", "val", "val", "test", "test"]
+        seen = [f"{w},{'ab'[k % 2]},{splits[k % 6]}" for k, w in enumerate(["one", "two"] * 6)]
+        header = "said,label,split\n"
+        assert table(write(folder, header + "\n".join(seen))).notes == []
+        new = [line.replace("one", f"one new{k}") for k, line in enumerate(seen)]
+        # In validation and test, 4 times "one" and "two" each, and 4 new ones.
+        assert table(write(folder, header + "\n".join(new))).notes == []
+        new = [line.replace("two", f"new{k}") for k, line in enumerate(new)]
+        (note,) = table(write(folder, header + "\n".join(new))).notes
+        assert note.startswith("t.csv: 67% of the tokens of 'said' in validation and test are in")
 
     def test_one_word_texts_and_long_ones(self, folder):
         source = table(write(folder, "said,label\n" + "yes,a\nno,b\n" * 10), None,
@@ -525,3 +537,63 @@ class TestFarFromZero:
     def test_what_is_taken(self, tmp_path, cells):
         source = table(write(tmp_path, "t,label\n" + rows(*cells)))
         assert source.samples[1].cells["t"].tolist() == [cells[1 % len(cells)]]
+
+
+class TestNamesOfSplits:
+    def of(self, folder, header, names, more=""):
+        lines = [f"{k},{k % 2},{names[k % len(names)]}{more}" for k in range(24)]
+        return write(folder, "\n".join([header, *lines]))
+
+    @pytest.mark.parametrize("names", [["train", "eval", "test"], ["train", "dev", "val", "test"]])
+    def test_two_that_mean_one_split(self, tmp_path, names):
+        path = self.of(tmp_path, "x,label,split", names)
+        first, second = names[1:3]
+        with pytest.raises(ValueError, match=rf"splits '{first}' and '{second}' would both be"):
+            table(path)
+        given = {"train": "train", "val": names[1], "test": "test"}
+        assert table(path, splits=given).samples[1].split == "val"
+
+    @pytest.mark.parametrize(
+        "names",
+        [["train-clean", "train-other", "valid", "test"], ["Train", "TRAIN", "val", "Test"]],
+    )
+    def test_parts_of_one_split_are_one(self, tmp_path, names):
+        source = table(self.of(tmp_path, "x,label,split", names))
+        assert [s.split for s in source.samples[:4]] == ["train", "train", "val", "test"]
+
+    def test_in_a_column_of_another_name(self, tmp_path):
+        path = self.of(tmp_path, "x,label,subset", ["train", "Validation", "test"])
+        source = table(path)
+        assert [s.split for s in source.samples[:3]] == ["train", "val", "test"]
+        assert list(source.readers) == ["x"]
+        assert source.notes == ["t.csv: 'subset' is the split column."]
+        asked = {"train": "train", "val": "test", "test": "Validation"}
+        assert table(path, splits=asked).samples[1].split == "test"
+        assert list(table(path, ["x", "subset"]).readers) == ["x", "subset"]
+
+    def test_in_two_columns(self, tmp_path):
+        path = self.of(tmp_path, "x,label,a,b", ["train", "val", "test"], ",train")
+        assert list(table(path).readers) == ["x", "b"]  # a single word is none of splits
+        lines = [f"{k},{k % 2},{'train' if k % 3 else 'test'},train" for k in range(24)]
+        text = "x,label,a,b\n" + "\n".join([*lines[:-1], "23,1,train,test"])
+        with pytest.raises(ValueError, match="columns a, b all name splits"):
+            table(write(tmp_path, text))
+        source = table(write(tmp_path, text.replace("label,a", "label,split")), labelled=True)
+        assert "t.csv: the column 'b' names splits, so it is not a modality." in source.notes
+
+
+def test_a_note_on_files_with_the_same_content_in_two_splits(tmp_path):
+    lines = []
+    for k in range(24):
+        content = {20: 3, 21: 4, 6: 5}.get(k, k)  # 3 and 4 of training are in the test split, too
+        Picture.new("RGB", (8, 6), (10 * content, 0, 0)).save(tmp_path / f"{k}.png")
+        split = "train" if k < 12 else "val" if k < 18 else "test"
+        lines.append(f"{k}.png,{k}.png;{k + 1 if k < 11 else 'shared'}.png,{k % 2},{split}")
+    Picture.new("RGB", (8, 6)).save(tmp_path / "shared.png")
+    path = write(tmp_path, "picture,several,label,split\n" + "\n".join(lines))
+    small = {"picture": "image(size=[2,2])", "several": "image(size=[2,2],several=true)"}
+    about = prepare(table(path, None, small), tmp_path / "store", workers=1)
+    assert about.notes[-1] == (
+        "A leak: files of 'picture' with the same content are in more than one split (2), such as "
+        f"{tmp_path.name}/3.png."
+    )

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,8 @@ RESERVED = ("label", "split", "name")
 """Columns that are not modalities."""
 LABEL = "label_"
 """Prefix of columns that are each one of several labels."""
+PROBED = 100
+"""First cells of a column that determine what it holds."""
 EMPTY = frozenset([
     "NA", "N/A", "n/a", "#NA", "#N/A", "#N/A N/A", "<NA>", "NULL", "null",
     "NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN",
@@ -111,14 +114,41 @@ class Columns:
             for x in cells.to_pylist()
         ]
 
+    def recurring(self, name: str, most: int) -> Sequence[str | None] | None:
+        """The cells of a column as written, if they hold texts or numbers of which few differ.
+
+        Args:
+            name: Name of the column.
+            most: How many may differ; if more do, or cells hold something else, there is None.
+        """
+        import pyarrow as pa
+
+        cells = self.cells[name]
+        if not isinstance(cells, list | Files):
+            if not is_single(cells.type):
+                return None
+            with suppress(pa.ArrowNotImplementedError):  # of some types
+                if len(cells.unique()) > most:
+                    return None
+        texts = self.texts(name)
+        return None if texts is None or len(set(texts)) > most else texts
+
     def entries(self, name: str) -> Sequence[Any] | None:
-        """Labels or splits, as numbers if all are; None if there is no such column."""
+        """Labels, as numbers if all are; None if there is no such column.
+
+        Words for an empty cell, such as NA, are one if all others are numbers.
+        """
         cells = self.cells.get(name)
-        if cells is None or isinstance(cells, list):
-            return cells and (_alone(cells, self.comma) or cells)
-        if isinstance(cells, Files):
+        if cells is None or isinstance(cells, Files):
             return cells
-        return [x.strip() or None if isinstance(x, str) else x for x in cells.to_pylist()]
+        values = cells if isinstance(cells, list) else cells.to_pylist()
+        if not all(isinstance(x, str | None) for x in values):
+            return [x.strip() or None if isinstance(x, str) else x for x in values]
+        texts = self.texts(name) or []
+        for given in (texts, [None if x in self.empty else x for x in texts]):
+            if any(given) and (found := alone(given, comma=self.comma)) is not None:
+                return found
+        return texts
 
     def modality(self, name: str) -> Column:
         """The cells of a modality."""
@@ -175,7 +205,7 @@ def columns_of(
         for name in names
         if name in declared
         or _INDEX.fullmatch(name)
-        or (NUMBERING.fullmatch(name) and _counts(found[name]))
+        or (NUMBERING.fullmatch(name) and _counts(found[name], more["root"]))
     ]
     noted = dict.fromkeys(indices, "numbers the rows, so it is not a modality")
     return Columns(found, aside={**(aside or {}), **noted}, **more)
@@ -208,8 +238,8 @@ def named_columns(names: Sequence[str]) -> list[str]:
     return [name or next(free) for name in names]
 
 
-def _counts(cells: Any) -> bool:
-    """Whether a column holds a different whole number, or word, in each row."""
+def _counts(cells: Any, root: Path) -> bool:
+    """Whether a column holds a different whole number, or word, in each row, but no paths."""
     if isinstance(cells, Files):
         return False
     values = cells if isinstance(cells, list) else cells.to_pylist()
@@ -217,7 +247,10 @@ def _counts(cells: Any) -> bool:
         values = alone(cells) or values
     whole = all(type(value) is int for value in values)
     words = all(isinstance(value, str) and re.fullmatch(r"[\w-]+", value) for value in values)
-    return (whole or words) and len(set(values)) == len(cells) > 1
+    if not (whole or words) or not len(set(values)) == len(cells) > 1:
+        return False
+    probed = (cells if isinstance(cells, list) else values)[:PROBED]
+    return 2 * sum(os.path.exists(root / str(x)) for x in probed) < len(probed)
 
 
 def csv_columns(path: Path) -> Columns:
@@ -310,19 +343,6 @@ def _delimiter(text: str) -> str:
     return max(",;\t|", key=sense)
 
 
-def _alone(texts: Sequence[str | None], comma: bool) -> list[int | float | None] | None:
-    """Labels or splits as numbers, if all are; None if two different ones would become equal.
-
-    "01" and "1" are two classes, "1" and "1.0" are one.
-    """
-    if (found := alone(texts, comma=comma)) is None:
-        return None
-    # NaN equals nothing, not even itself.
-    pairs = [(text, x) for text, x in zip(texts, found, strict=True) if x == x and text is not None]
-    given = {re.sub(r"[.,]0*$", "", text) for text, _ in pairs}
-    return found if len({x for _, x in pairs}) == len(given) else None
-
-
 def _of_texts(texts: Sequence[str | None], comma: bool) -> Column:
     """Numbers if all cells are; None among numbers is an empty cell."""
     found = numbers_of([None if text == "None" else text for text in texts], comma=comma)
@@ -384,6 +404,11 @@ def _is_number(kind: Any) -> bool:
 
     tests = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
     return any(test(kind) for test in tests)
+
+
+def is_single(kind: Any) -> bool:
+    """Whether cells of an Arrow type are each one text or number."""
+    return _is_number(kind) or "string" in str(kind).partition("<")[0]
 
 
 def holds_files(kind: Any) -> bool:

@@ -1,6 +1,6 @@
 """Folders of pictures, sounds or clips: by class, or with a metadata table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,19 @@ def media_columns(path: Path, files: Sequence[Path]) -> Columns:
                 f"one sample with two files of the kind {kind}. Rename one."
             )
         sample[kind] = file
+    if len(kinds) > 1 and all(len(sample) == 1 for sample in samples.values()):
+        columns = ", ".join(f"{kind}_{_NAMES}" for kind in kinds)
+        raise UserError(
+            f"{path}: holds files of the kinds {' and '.join(kinds)}, but no sample has two of "
+            "them. Give the files of a sample the same name in the same folder, such as "
+            f"CLASS/1.jpg and CLASS/1.wav, or write {METADATA[0]} with the columns {columns} and "
+            "label."
+        )
     places = [file.relative_to(path) for file in (next(iter(s.values())) for s in samples.values())]
     splits = _splits(path, places)
-    labels = _classes(places, splits)
+    if not splits:
+        _check_splits_outside(path, places)
+    labels = _classes(path, places, splits)
     if None in labels:
         odd = places[labels.index(None)]
         raise UserError(
@@ -124,7 +134,9 @@ def described_columns(path: Path, tables: Sequence[Path], files: Sequence[Path])
     ]
     notes = []
     splits = _splits(path, first)
-    if "label" not in cells and None not in (labels := _classes(first, splits)):
+    if not splits and "split" not in cells:
+        _check_splits_outside(path, first)
+    if "label" not in cells and None not in (labels := _classes(path, first, splits)):
         cells["label"] = labels
         notes.append(f"{path.name}: the folder that a file is in is its class.")
     known = {file for several in given.values() for file in several}
@@ -180,7 +192,50 @@ def _splits(path: Path, places: Sequence[Path]) -> list[str] | None:
     return tops
 
 
-def _classes(places: Sequence[Path], splits: list[str] | None) -> list[str | None]:
-    """The folder of each file, unless it is that of a split."""
+def _check_splits_outside(path: Path, places: Sequence[Path]) -> None:
+    """Raises if folders name splits, but lie within others."""
+    folders = [place.parent.parts for place in places]
+    for depth in range(1, min(map(len, folders))):
+        names = list(dict.fromkeys(folder[depth] for folder in folders))
+        if len(names) < 2 or not all(map(is_split, names)):
+            continue
+        above = {Path(*folder[:depth]) for folder in folders}
+        how = f"write {METADATA[0]} with the columns {_NAMES}, label and split"
+        if len(above) == 1:
+            how = f"give {path / above.pop()}"
+        raise UserError(
+            f"{path}: the folders {' and '.join(names)} name splits, but lie within others, such "
+            f"as {folders[0][0]}. Put them outermost, as in {names[0]}/CLASS/1.jpg, or {how}."
+        )
+
+
+def _classes(path: Path, places: Sequence[Path], splits: list[str] | None) -> list[str | None]:
+    """The folder of each file, unless it is that of a split.
+
+    Raises:
+        ValueError: If it is unclear which folders are classes.
+    """
     least = 3 if splits else 2
-    return [place.parts[-2] if len(place.parts) >= least else None for place in places]
+    labels = [place.parts[-2] if len(place.parts) >= least else None for place in places]
+    if None not in labels:
+        _check_apart(path, dict.fromkeys(place.parent for place in places), splits)
+    return labels
+
+
+def _check_apart(path: Path, folders: Collection[Path], splits: list[str] | None) -> None:
+    """Raises if two folders of one name, or a folder within another, would be classes."""
+    known: dict[str, Path] = {}
+    for folder in folders:
+        # Splits have the same classes.
+        names = [name for name in folder.parts[:-1] if not (splits and is_split(name))]
+        own = Path(*names, folder.name)
+        wrong = ""
+        if (other := known.setdefault(own.name, own)) != own:
+            wrong = f"{other} and {own} would be one class, {own.name}"
+        elif outer := [x for x in folder.parents if x in folders]:
+            wrong = f"{folder} lies within {outer[0]}, and both would be classes"
+        if wrong:
+            raise UserError(
+                f"{path}: the folders {wrong}. Put the files right into a folder for each class, "
+                f"or write {METADATA[0]} with the columns {_NAMES} and label."
+            )

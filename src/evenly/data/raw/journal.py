@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evenly.data.dataset import SPLITS, Ragged, Stored, Streamed, described
+from evenly.data.dataset import SPLITS, Ragged, SplitName, Stored, Streamed, described
 from evenly.data.raw.decode import Decoded, unlike
 from evenly.data.raw.readers import Reader, spelled
 from evenly.data.raw.rows import Part
@@ -123,6 +124,7 @@ class Journal:
         """
         self.source, self.out, self.streamed = source, out, streamed
         self.done: set[int] = set()
+        self.marks: dict[int, list[list[int]]] = {}  # of the files of each sample
         self.changed: list[Path] = []  # files of a finished store that are no longer as they were
         self.broken: dict[int, str] = {}
         self.places: dict[str, dict[int, _Place]] = {name: {} for name in source.readers}
@@ -209,6 +211,7 @@ class Journal:
         for name, (start, length, _, _, checksum) in places.items():
             self._place(name, number, _Place(start, length, checksum))
         self.done.add(number)
+        self.marks[number] = marks
 
     def _checksum(self, name: str, number: int, start: int, length: int) -> int:
         """The checksum of a sample's values in the store, or of its bytes in their shard."""
@@ -234,8 +237,8 @@ class Journal:
             self._note({"sample": number, "broken": found})
         else:
             self.done.add(number)
-            marks = [_mark(file) for file in _files(self.source.samples[number])]
-            self._note({"sample": number, "at": found, "files": marks})
+            self.marks[number] = [_mark(file) for file in _files(self.source.samples[number])]
+            self._note({"sample": number, "at": found, "files": self.marks[number]})
 
     def _written(self, number: int, found: dict[str, np.ndarray | None]) -> Any:
         """Where each array was written; or what is wrong with one, and then none is written."""
@@ -310,7 +313,7 @@ class Journal:
             path.write_bytes(array.tobytes())
             arrays[name] = (getattr(torch, array.dtype.name), array.shape)
         write_meta(self.out, arrays)
-        notes = list(source.notes)
+        notes = [*source.notes, *self._leaks()]
         if self.broken:
             notes.append(f"{len(self.broken)} of {count} samples were left out as broken.")
         task = source.task.fitted(source.target[train])
@@ -336,6 +339,29 @@ class Journal:
         _to_disk([self.out / DESCRIPTION])
         open_store(self.out)  # checks that every file has the size in the description
         return description
+
+    def _leaks(self) -> Iterator[str]:
+        """Notes on files with the same content in several splits, by modality."""
+        for name, places in self.places.items():
+            splits: defaultdict[Any, set[SplitName]] = defaultdict(set)
+            first: dict[Any, Path] = {}
+            for number, place in places.items():
+                sample = self.source.samples[number]
+                # Earlier versions did not note the files.
+                marks = dict(zip(_files(sample), self.marks[number], strict=False))
+                files = several_of(sample.cells[name])
+                if not files or not all(isinstance(x, Path) and x in marks for x in files):
+                    continue
+                # The checksum of the values, too: one alone may agree by chance.
+                key = (place.checksum, *((marks[file][0], marks[file][2]) for file in files))
+                splits[key].add(sample.split)
+                first.setdefault(key, files[0])
+            leaks = [first[key] for key, parts in splits.items() if len(parts) > 1]
+            if leaks:
+                yield (
+                    f"A leak: files of '{name}' with the same content are in more than one split "
+                    f"({len(leaks):,}), such as {leaks[0].parent.name}/{leaks[0].name}."
+                )
 
     def _shards(self) -> Iterator[str]:
         """The paths of the files with streamed samples."""
@@ -485,7 +511,7 @@ def _path(file: Path | Part) -> Path:
 
 def _mark(file: Path | Part) -> list[int]:
     """Size, time of the last change, and a checksum, which distinguish a file from later ones."""
-    return [*_size_and_time(file), _checksum(file)]
+    return [*_size_and_time(file), checksum(file)]
 
 
 def _is_other(file: Path | Part, mark: list[int]) -> bool:
@@ -495,9 +521,9 @@ def _is_other(file: Path | Part, mark: list[int]) -> bool:
     """
     if not _path(file).exists():
         return False
-    size, time, checksum = mark
+    size, time, content = mark
     here = _size_and_time(file)
-    return here != [size, time] and (here[0] != size or _checksum(file) != checksum)
+    return here != [size, time] and (here[0] != size or checksum(file) != content)
 
 
 def _size_and_time(file: Path | Part) -> list[int]:
@@ -508,7 +534,7 @@ def _size_and_time(file: Path | Part) -> list[int]:
     return [file.size if isinstance(file, Part) else size_of(path), time]
 
 
-def _checksum(file: Path | Part) -> int:
+def checksum(file: Path | Part) -> int:
     """Of parts of a file; of a folder, of the names and sizes of its files."""
     if isinstance(file, Path) and file.is_dir():
         held = sorted((each.name, each.stat().st_size) for each in file.iterdir())

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -21,6 +22,8 @@ from evenly.suggest import unknown
 MARKS = (";", "|")
 """Separators of labels in one text."""
 _TRUTH = {"true": 1, "false": 0}
+_PLAIN = re.compile(r"-?(0|[1-9][0-9]*)([.,]0*)?")
+"""Whole numbers without leading zeros or exponents."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,26 @@ def target_of(path: Path, columns: Columns, asked: Asked = "auto", *, needed: bo
         return _to_regress(path, found[:, None], ["number"], asked, needed=needed)
     if asked != "classes" and (mark := _mark(path, cells, asked)):
         return _joined(path, cells, mark)
-    return _classes(path, cells, needed=needed)
+    if needed and asked == "auto":
+        _check_mostly_numbers(path, columns, cells)
+    return _classes(path, columns, cells, needed=needed)
+
+
+def tells_class(columns: Columns, name: str, target: Target) -> bool:
+    """Whether a column has a value of its own for each class, as the label under another name has.
+
+    If a class has one sample only, this may be chance.
+    """
+    if target.task.name != "classes":
+        return False
+    _, count = np.unique(target.values, return_counts=True)
+    if (cells := columns.recurring(name, len(count))) is None:
+        return False
+    classes: dict[str, int] = {}
+    for text, label in zip(cells, target.values.tolist(), strict=True):
+        if text is None or classes.setdefault(text, label) != label:
+            return False
+    return len(classes) == len(count) and bool(count.min() > 1)
 
 
 def _are_numbers(cells: Sequence[Any]) -> bool:
@@ -127,19 +149,43 @@ def _are_numbers(cells: Sequence[Any]) -> bool:
 # One class
 
 
-def _classes(path: Path, labels: Sequence[Any], *, needed: bool) -> Target:
-    labels = [int(x) if isinstance(x, float | Decimal) and x % 1 == 0 else x for x in labels]
+def _classes(path: Path, columns: Columns, cells: Sequence[Any], *, needed: bool) -> Target:
+    labels = [int(x) if isinstance(x, float | Decimal) and x % 1 == 0 else x for x in cells]
+    texts = columns.texts("label") or [None] * columns.rows
     strange = [not isinstance(x, str | int) for x in labels]
     if needed and any(strange):
         row = strange.index(True)
         raise UserError(
-            f"{path}: row {row + 1} has the label {labels[row]}. Give every sample a class, as a "
-            "whole number or a text."
+            f"{path}: row {row + 1} has the label {texts[row] or labels[row]}. Give every sample "
+            "a class, as a whole number or a text."
         )
-    known = sorted({label for label, odd in zip(labels, strange, strict=True) if not odd})
-    number = {label: n for n, label in enumerate(known)}
-    target = [-1 if odd else number[label] for label, odd in zip(labels, strange, strict=True)]
-    return Target(np.array(target), Classes([str(label) for label in known]))
+    called = [_called(label, text) for label, text in zip(labels, texts, strict=True)]
+    classes = list(zip(labels, called, strict=True))
+    known = sorted({one for one, odd in zip(classes, strange, strict=True) if not odd})
+    number = {one: n for n, one in enumerate(known)}
+    target = [-1 if odd else number[one] for one, odd in zip(classes, strange, strict=True)]
+    return Target(np.array(target), Classes([name for _, name in known]))
+
+
+def _called(label: Any, text: str | None) -> str:
+    """The name of a class: 007 and 1e5 as written, but 1 for 1.0."""
+    return str(label) if text is None or _PLAIN.fullmatch(text) else text
+
+
+def _check_mostly_numbers(path: Path, columns: Columns, cells: Sequence[Any]) -> None:
+    """Raises if most labels are numbers, not all whole, but some are words."""
+    count = Counter(x for x in cells if isinstance(x, str))
+    found = {text: alone([text], comma=columns.comma) for text in count}
+    numbers = {text: x[0] for text, x in found.items() if x and x[0] is not None}
+    if 2 * sum(count[text] for text in numbers) <= count.total():
+        return
+    if not _are_numbers([*numbers.values()]):
+        return
+    row = next(n for n, x in enumerate(cells) if isinstance(x, str) and x not in numbers)
+    raise UserError(
+        f"{path}: row {row + 1} has the label '{cells[row]:.60}', and most others are numbers. "
+        "Give every sample a number, leave the row out, or say --task classes if they are names."
+    )
 
 
 def _numbered(path: Path, labels: Sequence[Any], names: Sequence[str], *, needed: bool) -> Target:
@@ -197,7 +243,8 @@ def _numbers(path: Path, columns: Columns, name: str, *, needed: bool) -> np.nda
         else:
             bad = True
         if bad and needed:
-            what = "nothing" if cell is None else f"'{cell!s:.60}'"
+            text = (columns.texts(name) or cells)[row]
+            what = "nothing" if text is None else f"'{text!s:.60}'"
             raise UserError(
                 f"{path}: row {row + 1} holds {what} in the column '{name}', whose numbers are to "
                 "be predicted. Give every sample a number, or leave the row out."
@@ -266,14 +313,15 @@ def _of_lists(
                 "them, or leave the row out."
             )
     floats = any(isinstance(x, float) for cell in cells for x in cell or [])
-    if asked == "number" or (asked == "auto" and floats):
+    marks = floats and _width(cells) > 1  # as binary cross-entropy takes them
+    if asked == "number" or (asked == "auto" and floats and not marks):
         return _lists_of_numbers(path, cells, asked, needed=needed)
     given = [
-        None if cell is None else _checked(path, row, cell, names)
+        None if cell is None else _checked(path, row, [*map(int, cell)] if marks else cell, names)
         for row, cell in enumerate(cells, 1)
     ]
     twice = [row for row, x in enumerate(given, 1) if x is not None and len(set(x)) < len(x)]
-    if twice and names is None and (width := _width(given)):
+    if (twice or marks) and names is None and (width := _width(given)):
         found = np.array([[-1] * width if x is None else x for x in given], np.float32)
         note = f"{path.name}: a label is a list of {width} times 0 or 1, one for each label."
         return Target(found, Labels(list(map(str, range(width)))), [note])

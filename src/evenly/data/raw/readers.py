@@ -10,6 +10,7 @@ from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from unicodedata import category
 
 import numpy as np
 from jaxtyping import Float16, Float32, Int32, UInt8
@@ -29,6 +30,16 @@ HEADER = 4096
 """Bytes enough for the header of a `.npy` file of numbers."""
 VOCABULARY = 20_000
 """Size of the vocabulary from the training texts."""
+_WORD = re.compile(r"[\w']+|[^\w\s]")
+"""A word or a mark."""
+_UNSPACED = (
+    "\u0e00-\u0eff"  # Thai and Lao
+    "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Burmese
+    "\u1780-\u17ff"  # Khmer
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # Japanese
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese characters
+)
+"""Characters up to U+FFFF of scripts that put no blanks between words."""
 _TRUTHS = (("False", "false", "FALSE", "0"), ("True", "true", "TRUE", "1"))
 """Spellings of the two truth values in tables."""
 
@@ -446,8 +457,27 @@ class Text:
 
 
 def words(text: str) -> list[str]:
-    """The words and marks of a text, in lower case."""
-    return re.findall(r"[\w']+|[^\w\s]", text.lower())
+    """The words and marks of a text, in lower case.
+
+    In scripts that put no blanks between words, such as Chinese or Thai, each character is one. A
+    character has its combining marks with it, such as the vowels of Hindi.
+    """
+    text = text.lower()
+    special, word = _scripts()
+    found: list[str] = (word if special.search(text) else _WORD).findall(text)
+    return found
+
+
+@cache
+def _scripts() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """A character that `_WORD` parts wrongly, and a slower pattern that does not."""
+    marks = "".join(x for x in map(chr, range(0x300, 0xFFFF)) if category(x).startswith("M"))
+    # Characters above U+FFFF would slow down a class that holds the others.
+    unspaced = rf"(?:[{_UNSPACED}]|[\U00020000-\U0003ffff])"
+    one = rf"[\w'][{marks}]*"
+    return re.compile(rf"[{marks}]|{unspaced}"), re.compile(
+        rf"(?={unspaced}){one}|(?:(?!{unspaced}){one})+|[^\w\s]"
+    )
 
 
 def vocabulary(texts: Iterable[str]) -> str:

@@ -1,13 +1,13 @@
 """Which samples are for training, validation and testing: by a data set's names of splits."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evenly.data.dataset import SPLITS, SplitName
-from evenly.data.raw.columns import Columns
+from evenly.data.raw.columns import RESERVED, Columns
 from evenly.errors import UserError
 
 _MEANT: dict[str, SplitName] = {
@@ -15,6 +15,8 @@ _MEANT: dict[str, SplitName] = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
+_WORDS = ("train", "val", "test", "dev", "eval")
+"""Beginnings of these words; those that begin alike are one word."""
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 """The form of a file name written by `datasets`."""
 
@@ -29,6 +31,65 @@ def meant(name: str) -> SplitName | None:
 def is_split(name: str) -> bool:
     """Whether a name is just a word for a split."""
     return name.lower() in _MEANT
+
+
+def check_apart(path: Path, names: Sequence[str]) -> None:
+    """Raises if two words, such as 'dev' and 'val', would become one split.
+
+    Args:
+        path: Path of the data set.
+        names: Its names of splits, each of which means one.
+
+    Raises:
+        ValueError: If there are two.
+    """
+    known: dict[SplitName | None, tuple[str, str]] = {}
+    for name in dict.fromkeys(names):
+        split = meant(name)
+        found = re.findall(r"[a-z]+", name.lower())
+        word = next(x for word in found if word in _MEANT for x in _WORDS if word.startswith(x))
+        first, other = known.setdefault(split, (word, name))
+        if first != word:
+            raise UserError(
+                f"{path}: the splits '{other}' and '{name}' would both be {split}. Say with "
+                f"--splits which are train, val and test; '{other}+{name}' joins the two."
+            )
+
+
+def with_split(
+    path: Path, columns: Columns, taken: Collection[str | None]
+) -> tuple[Columns, list[str]]:
+    """The columns with the one that names splits as `split`, and notes about it.
+
+    Args:
+        path: Path of the table.
+        columns: Columns of the table.
+        taken: Columns that are something else.
+
+    Raises:
+        ValueError: If several columns could be it.
+    """
+    free = [name for name in columns.cells if name not in (*RESERVED, *taken)]
+    found = [name for name in free if _are_splits(columns.recurring(name, len(_MEANT)))]
+    if "split" in columns.cells:
+        why = dict.fromkeys(found, "names splits, so it is not a modality")
+        return replace(columns, aside={**columns.aside, **why}), []
+    if len(found) > 1:
+        raise UserError(
+            f"{path}: the columns {', '.join(found)} all name splits. Name the one to use 'split'."
+        )
+    if not found:
+        return columns, []
+    cells = {"split" if name == found[0] else name: x for name, x in columns.cells.items()}
+    return replace(columns, cells=cells), [f"{path.name}: '{found[0]}' is the split column."]
+
+
+def _are_splits(cells: Sequence[str | None] | None) -> bool:
+    """Whether all cells are words for splits, the training split and another."""
+    if not cells or not all(text and is_split(text) for text in cells):
+        return False
+    means = {_MEANT[text.lower()] for text in cells if text}
+    return "train" in means and len(means) > 1
 
 
 def named_splits(path: Path, files: Sequence[Path]) -> list[str] | None:
@@ -120,7 +181,7 @@ def chosen(path: Path, columns: Columns, splits: Mapping[str, str]) -> Columns:
     Raises:
         ValueError: If there is no such split, or one is requested twice.
     """
-    marks = columns.entries("split")
+    marks = columns.texts("split")
     if marks is None:
         raise UserError(
             f"{path}: has no splits to choose from, neither by the names of its files nor in a "

@@ -19,10 +19,10 @@ from evenly.data.media.container import pictures, sounds
 from evenly.data.media.error import File, MediaError, check_file, named
 from evenly.data.media.video import frames_of, is_still
 from evenly.data.numbers import Blur, blurred, unusable
-from evenly.data.raw.columns import RESERVED, Column, Columns
+from evenly.data.raw.columns import PROBED, RESERVED, Column, Columns
 from evenly.data.raw.figures import first_unclear, in_two_ways, is_cut, is_of_figures, numbers_of
 from evenly.data.raw.forms import read_columns
-from evenly.data.raw.labels import MARKS, Target, target_of
+from evenly.data.raw.labels import MARKS, Target, target_of, tells_class
 from evenly.data.raw.labels import labelled as with_label
 from evenly.data.raw.mixed import fitted, mixed_cells
 from evenly.data.raw.readers import (
@@ -41,15 +41,13 @@ from evenly.data.raw.readers import (
 )
 from evenly.data.raw.rows import Entry, Files, Part, Turn
 from evenly.data.raw.source import Sample, Source, several_of
-from evenly.data.raw.splits import chosen, meant
+from evenly.data.raw.splits import check_apart, chosen, meant, with_split
 from evenly.data.tasks import Asked
 from evenly.errors import UserError
 from evenly.spec import made, parse
 from evenly.suggest import unknown
 
 TEST = 0.15
-PROBED = 100
-"""First cells of a column that determine what it holds."""
 _MEDIA = re.compile(
     r"\.(npy|jpe?g|png|bmp|webp|gif|tiff?|wav|flac|mp3|ogg|opus|m4a|aac"
     r"|mp4|m4v|mov|mkv|webm|avi|flv|mpe?g|wmv|ts|3gp)$",
@@ -97,9 +95,10 @@ def table(
     - `label_NAME`, several instead of `label`: 1 if a sample has the label NAME and 0 if not, or
       other numbers to regress on;
     - `split`, optional: `train`, `val` (or `validation`), `test`. File names in a folder tell it,
-      too. If it, or its validation or test split, is missing, 15 % of the rest is drawn for each
-      (seed 0; see `evenly.data.dataset.drawn`), from every class, or evenly along labels or
-      numbers. A note says so;
+      too, and so does the only other column that holds just such words. If it, or its validation
+      or test split, is missing, 15 % of the rest is drawn for each (seed 0; see
+      `evenly.data.dataset.drawn`), from every class, or evenly along labels or numbers. A note says
+      so;
     - `name`, optional: name of the sample, for messages and predictions;
     - every other one: a modality. A cell holds a number, numbers (a list in Parquet; in a text as
       printed by Python, NumPy or PyTorch, or separated by commas, semicolons or blanks), a text,
@@ -111,8 +110,9 @@ def table(
     them: `tabular(numbers=[age,fare],categories=[port])`, see `Tabular`.
 
     Columns that number the rows are not modalities unless requested: an index written by pandas,
-    and distinct whole numbers under the name index or id. Neither are other columns of class
-    numbers, nor any that is named `label_NAME` beside the label. A note says so.
+    and distinct whole numbers or words under the name index or id, or under one that ends in _id.
+    Neither are other columns of class numbers, nor any that is named `label_NAME` beside the label,
+    nor one that has a value of its own for each class. A note says so.
 
     Blanks around names and cells do not count. A CSV is in UTF-8, or in UTF-16 with its mark. Its
     cells are separated by commas, semicolons, tabs or bars; commas that do not separate cells may
@@ -147,10 +147,14 @@ def table(
         ValueError: If the table does not have that form.
     """
     columns = columns or read_columns(path)
+    readers = readers or {}
+    notes: list[str] = []
+    if labelled:
+        columns, notes = with_split(path, columns, {*(modalities or ()), *readers, label})
     if splits:
         columns = chosen(path, columns, splits)
-    readers = readers or {}
-    columns, notes = with_label(path, columns, label, needed=labelled)
+    columns, found_label = with_label(path, columns, label, needed=labelled)
+    notes += found_label
     several = [] if "label" in columns.cells else columns.several
     others = [name for name in columns.cells if name not in (*RESERVED, *several)]
     own = {name: made("reader", parse(text), READERS) for name, text in readers.items()}
@@ -184,6 +188,13 @@ def table(
 
     nothing = [None] * columns.rows
     target = target_of(path, columns, task, needed=labelled)
+    if labelled and not modalities:
+        free = [name for name in names if name in others and name not in readers]
+        told = [name for name in free if tells_class(columns, name, target)]
+        if len(told) < len(names):
+            why = "has one value for each class, so it is not a modality"
+            columns = replace(columns, aside={**columns.aside, **dict.fromkeys(told, why)})
+            names = [name for name in names if name not in told]
     cells: dict[str, Sequence[Any]] = {}
     found: dict[str, Reader] = {}
     for name in names:
@@ -205,11 +216,13 @@ def table(
     notes += [*(target.notes if labelled else ()), *columns.notes]
     split: list[SplitName] = ["test"] * columns.rows
     if labelled:
-        split = _split(path, columns.entries("split"), target, notes)
+        split = _split(path, columns.texts("split"), target, notes)
     for name, reader in found.items():
         if isinstance(reader, Text) and not (reader.tokenizer or reader.vocabulary):
             texts = [x for x, part in zip(cells[name], split, strict=True) if part == "train" and x]
             found[name] = replace(reader, vocabulary=vocabulary(texts))
+            new = [x for x, part in zip(cells[name], split, strict=True) if part != "train"]
+            notes += _unread(path, name, found[name], new) if labelled else []
         if isinstance(reader, Tabular) and not reader.is_fitted:
             found[name] = fitted(path, name, reader, cells[name], split)
     called = columns.texts("name") or nothing
@@ -226,9 +239,21 @@ def table(
     return Source(stem_of(path), found, samples, target.task, notes, columns.opened)
 
 
+def _unread(path: Path, name: str, reader: Reader, texts: Sequence[str | None]) -> list[str]:
+    """A note if most tokens of validation and test texts are in no training text."""
+    tokens = [token for text in texts if text for token in reader(text).tolist()]
+    if 2 * tokens.count(1) <= len(tokens):
+        return []
+    return [
+        f"{path.name}: {tokens.count(1) / len(tokens):.0%} of the tokens of '{name}' in validation "
+        "and test are in no training text, so they are all alike to the model. A tokenizer knows "
+        f"more: --readers.{name} 'text(tokenizer=FOLDER)'."
+    ]
+
+
 def _split(
     path: Path,
-    marks: Sequence[Any] | None,
+    marks: Sequence[str | None] | None,
     target: Target,
     notes: list[str],
 ) -> list[SplitName]:
@@ -237,13 +262,14 @@ def _split(
     else:
         split = []
         for row, mark in enumerate(marks, 1):
-            name = meant(mark) if isinstance(mark, str) else None
+            name = meant(mark) if mark else None
             if name is None:
                 raise UserError(
                     f"{path}: row {row} has the split {mark!r}. Use train, val and test, or say "
                     "what is which: --splits.train NAME."
                 )
             split.append(name)
+        check_apart(path, [mark for mark in marks if mark])
     values = torch.from_numpy(target.values)
     shares: tuple[tuple[SplitName, float], ...] = (("test", TEST), ("val", VALIDATION))
     for name, share in shares:

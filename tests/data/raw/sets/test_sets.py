@@ -140,6 +140,12 @@ class TestCremad:
         by_class = np.bincount([sample.label for sample in source.samples])
         assert by_class.tolist() == [1087, 1271, 1271, 1271, 1271, 1271]
         assert source.classes == ["neutral", "happy", "sad", "fear", "disgust", "anger"]
+        leak = "A leak: every actor is in every split. With split=actors, none is in two."
+        assert source.notes == [leak]
+        parts = {}
+        for sample in source.samples:
+            parts.setdefault(sample.name[:4], set()).add(sample.split)
+        assert all(len(splits) == 3 for splits in parts.values())
 
     def test_no_actor_is_in_two_parts(self, tmp_path):
         source = opened(tmp_path, "cremad(split=actors)")
@@ -338,6 +344,15 @@ class TestMosi:
             del data[next(iter(data))]
         about = prepare(opened(folder, "mosi"), tmp_path / "store", workers=1)
         assert about.modalities["audio"].missing == 2
+
+    def test_features_that_have_changed_since_the_store_was_made(self, tmp_path):
+        folder = trees.mosi(tmp_path / "tree")
+        prepare(opened(folder, "mosi"), tmp_path / "store", workers=1)
+        with h5py.File(folder / "CMU_MOSI_COVAREP.csd", "a") as file:
+            for entry in file["CMU_MOSI_COVAREP/data"].values():
+                entry["features"][...] += 1
+        with pytest.raises(ValueError, match="holds a store made from other files"):
+            prepare(opened(folder, "mosi"), tmp_path / "store", workers=1)
 
     def test_the_pickle_of_mmsa(self, tmp_path):
         source = opened(trees.mosi_pickle(tmp_path / "tree"), "mosi")
@@ -798,9 +813,15 @@ class TestMMImdb:
         assert first.label == (1.0, 1.0, *[0.0] * 21)  # Action, Adventure; News is not predicted
         assert first.cells == {
             "image": tmp_path / "dataset" / "0000001.jpeg",
-            "text": "A Adventure and a Action of a day.",
+            "text": "A Adventure and a Action of day 0.",
         }
         assert source.notes == []
+
+    def test_plots_that_are_in_two_splits(self, tmp_path):
+        data = trees.mm_imdb(tmp_path) / "dataset"
+        (data / "2000003.json").write_bytes((data / "0000003.json").read_bytes())
+        (note,) = opened(tmp_path, "mm_imdb").notes
+        assert note.startswith("A leak: plots in more than one split (1): 'A ")
 
     def test_movies_that_lack_something(self, tmp_path):
         data = trees.mm_imdb(tmp_path) / "dataset"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from evenly.data.dataset import SplitName
 from evenly.data.raw.readers import Image, Reader
-from evenly.data.raw.sets.official import needed, noted, text
+from evenly.data.raw.sets.official import leaks, needed, noted, text
 from evenly.data.raw.source import Sample, Source
 from evenly.data.tasks import Labels
 from evenly.errors import UserError
@@ -64,6 +64,7 @@ def mm_imdb(
         *noted("Left out, as their .json is missing or lacks plot or genres", broken),
         *noted("Without plot", [s.name for s in samples if s.cells["text"] is None]),
         *noted("With none of the 23 genres", rare),
+        *leaks("plots", ((str(s.cells["text"]), s.split) for s in samples if s.cells["text"])),
     ]
     plots = (sample.cells["text"] for sample in samples if sample.split == "train")
     readers: dict[str, Reader] = {"image": Image(size), "text": text(plots, tokenizer, length)}

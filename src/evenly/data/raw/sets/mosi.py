@@ -1,6 +1,6 @@
 """CMU-MOSI: opinions in text, sound and video (Zadeh et al., 2016)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from evenly.data.dataset import Kind, SplitName
 from evenly.data.media.error import MediaError
+from evenly.data.raw.journal import checksum
 from evenly.data.raw.sets.mmsa import Found, Label, Scored, of_pickle, sentiment
 from evenly.data.raw.sets.official import listed, some
 from evenly.data.raw.source import Sample, Source
@@ -35,12 +36,14 @@ class Segment:
         video: Name of the video.
         start: In seconds.
         end: In seconds.
+        checksum: Of the file, which distinguishes it from later versions.
     """
 
     path: Path
     video: str
     start: float
     end: float
+    checksum: int
 
 
 @dataclass(frozen=True)
@@ -86,20 +89,22 @@ def mosi(folder: Path, task: Scored = "classes", classes: Literal[2, 7] = 2) -> 
     pickles = sorted(folder.glob("*aligned_50.pkl"), reverse=True)
     label, what = sentiment(task, classes)
     if pickles:
-        opened = pickles[0]
-        samples, readers, notes = of_pickle(opened, label)
+        opened = pickles[:1]
+        samples, readers, notes = of_pickle(opened[0], label)
         if beside := [file.name for file in sorted(folder.glob("*.csd"))]:
-            notes = [f"Read from {opened.name}, and not from {some(beside)}.", *notes]
+            notes = [f"Read from {opened[0].name}, and not from {some(beside)}.", *notes]
     else:
-        opened = _one(folder, LABELS)
-        samples, readers, notes = _of_csd(folder, opened, label)
+        labels = _one(folder, LABELS)
+        paths = {name: _one(folder, pattern) for name, pattern in SEQUENCES.items()}
+        opened = [labels, *paths.values()]
+        samples, readers, notes = _of_csd(labels, paths, label)
     if len(samples) != SEGMENTS:
         notes = [f"{len(samples):,} of the {SEGMENTS:,} segments are in {folder}.", *notes]
-    return Source("mosi", readers, samples, what, notes, [opened])
+    return Source("mosi", readers, samples, what, notes, opened)
 
 
-def _of_csd(folder: Path, labels: Path, label: Label) -> Found:
-    paths = {name: _one(folder, pattern) for name, pattern in SEQUENCES.items()}
+def _of_csd(labels: Path, paths: Mapping[str, Path], label: Label) -> Found:
+    marks = {name: checksum(path) for name, path in paths.items()}
     fold: dict[str, SplitName] = {}
     parts: dict[str, SplitName] = {"train": "train", "val": "val", "test": "test"}
     for line in listed("mosi.txt"):
@@ -107,7 +112,9 @@ def _of_csd(folder: Path, labels: Path, label: Label) -> Found:
         fold |= dict.fromkeys(videos, parts[name])
     samples = []
     for video, number, start, end, score in _scores(labels, list(fold)):
-        cells = {name: Segment(path, video, start, end) for name, path in paths.items()}
+        cells = {
+            name: Segment(path, video, start, end, marks[name]) for name, path in paths.items()
+        }
         samples.append(Sample(f"{video}[{number}]", label(score), fold[video], cells))
     notes = [note for path in (labels, *paths.values()) for note in _missing(path, list(fold))]
     units = {"text": "GloVe", "audio": "COVAREP", "video": "Facet"}
