@@ -4,12 +4,16 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from evenly.cli import main
 from evenly.cli.checkup import WITHOUT
 from evenly.cli.options import parsed
 from evenly.cli.parser import dashed
 from evenly.cli.training import training_of
+from evenly.data import Data
+from evenly.lab.run.settings import Cell, Training
+from evenly.lab.trained import checkup
 from evenly.lab.trained.checkup import runs_opened
 
 DATA = "synthetic(train=240,val=120,test=60,classes=3,information=2)"
@@ -69,6 +73,22 @@ def test_of_data(capsys, tmp_path):
     assert "training jointly and each modality alone, for 3 epochs each" in err
     assert "only together" in out
     assert (tmp_path / "new" / "checkup.html").is_file()
+
+
+def test_of_data_with_a_modality_too_rare_for_a_diagnosis(monkeypatch):
+    """Two of thirty samples have x, fewer than the three clusters of a diagnosis."""
+    rows = {"train": torch.arange(30), "val": torch.arange(30, 60), "test": torch.arange(60, 90)}
+    inputs = {"x": torch.randn(90, 2), "y": torch.randn(90, 2)}
+    data = Data("mine", inputs, torch.arange(90) % 3, rows, list("abc"),
+                present={"x": torch.arange(90) % 30 < 2})  # fmt: skip
+
+    def reached(parts, *_):
+        raise RuntimeError(f"trains {sorted(parts.model.encoders)}")
+
+    monkeypatch.setattr(checkup, "load_data", lambda training: data)
+    monkeypatch.setattr(checkup, "_checked", reached)
+    with pytest.raises(RuntimeError, match=r"trains \['x', 'y'\]"):
+        checkup.of_data(Cell(Training(precision="32"), "joint", 0), 1)
 
 
 def test_refusals(compared, capsys, tmp_path):

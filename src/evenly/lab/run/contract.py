@@ -52,6 +52,7 @@ def _note(spec: Spec, cell: Cell, data: Data) -> str:
         width=WIDTH,
         lr=0.05,
         precision="32",
+        diagnose_every=0,
     )
     try:
         with torch.random.fork_rng(devices=[]):

@@ -118,7 +118,8 @@ def of_data(cell: Cell, epochs: int, *, interactions: bool = False) -> Checkup:
             f"{data.name} has numbers to regress on, but a checkup needs classes or labels. "
             f"{_INSTEAD}"
         )
-    cell, _, _ = decided(cell, {}, data)
+    undiagnosed = replace(cell.training, diagnose_every=0)  # a checkup asks for less
+    cell, _, _ = decided(replace(cell, training=undiagnosed), {}, data)
     data, _ = prepare([cell], data)
     torch.set_num_threads(cell.training.threads)
     with joined(cell.training) as place:
