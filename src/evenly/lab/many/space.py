@@ -3,8 +3,8 @@
 Every method searches the same ranges of the shared settings with the same number of trials; its own
 settings come on top. A setting counted in epochs is given here for a training of the paper's
 length, and scales with the length of training like its default. Settings are left out if they turn
-the method into another one (OGM-GE without its noise is OGM), or if more is better but takes longer
-(restarts, a teacher's training).
+the method into another one (OGM-GE without its noise is OGM), if more is better but takes longer
+(restarts, a teacher's training), or if they have no effect beside the method's others.
 """
 
 from collections.abc import Mapping
