@@ -96,10 +96,11 @@ def test_what_selects_is_a_column_of_every_ranking(folder):
         path.write_text(text + "select: balanced_accuracy\n" * (name == "config.yaml"))
     mean = read_comparison(folder).estimate("joint", "balanced_accuracy").mean
     write_formats(folder, ["md", "latex"])
-    for name, cell in (("table.md", "|"), ("table.tex", "&")):
+    for name, cell, share in (("table.md", "|", "(%)"), ("table.tex", "&", r"(\%)")):
+        title = f"balanced accuracy {share}"
         lines = [line.split(cell) for line in (folder / name).read_text().splitlines()]
-        head = next(line for line in lines if "balanced accuracy" in map(str.strip, line))
-        place = [text.strip() for text in head].index("balanced accuracy")
+        head = next(line for line in lines if title in map(str.strip, line))
+        place = [text.strip() for text in head].index(title)
         row = next(line for line in lines if "joint" in map(str.strip, line))
         assert row[place].strip().startswith(f"{100 * mean:.1f} ")
     assert "Balanced accuracy" in [title for title, _ in _columns(read_comparison(folder))]
