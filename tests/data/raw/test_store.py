@@ -470,7 +470,7 @@ class TestOdd:
             assert said in str(caught.value)
         about = prepare(source, out, workers=1, skip_broken=True)
         assert about.splits == {"train": 2, "val": 2, "test": 2}
-        assert about.notes == ["3 of 9 samples were left out as broken."]
+        assert about.notes[-1] == "3 of 9 samples were left out as broken."
 
     def test_a_clip_without_sound_lacks_it(self, tmp_path):
         source = vectors(picture=lambda k: None)
@@ -487,7 +487,7 @@ class TestOdd:
             True,
             False,
         ]
-        assert data.notes[0].startswith("2 of 6 samples lack 'sound'")
+        assert any(note.startswith("2 of 6 samples lack 'sound'") for note in data.notes)
         for sample in source.samples:
             del sample.cells["picture"]
         with pytest.raises(ValueError, match=r"s1: sound: .*silent\.mp4: has no sound"):

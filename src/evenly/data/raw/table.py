@@ -220,9 +220,9 @@ def table(
     for name, reader in found.items():
         if isinstance(reader, Text) and not (reader.tokenizer or reader.vocabulary):
             texts = [x for x, part in zip(cells[name], split, strict=True) if part == "train" and x]
-            found[name] = replace(reader, vocabulary=vocabulary(texts))
+            found[name] = reader = replace(reader, vocabulary=vocabulary(texts))
             new = [x for x, part in zip(cells[name], split, strict=True) if part != "train"]
-            notes += _unread(path, name, found[name], new) if labelled else []
+            notes += _unread(path, name, reader, new) if labelled else []
         if isinstance(reader, Tabular) and not reader.is_fitted:
             found[name] = fitted(path, name, reader, cells[name], split)
     called = columns.texts("name") or nothing
@@ -239,7 +239,7 @@ def table(
     return Source(stem_of(path), found, samples, target.task, notes, columns.opened)
 
 
-def _unread(path: Path, name: str, reader: Reader, texts: Sequence[str | None]) -> list[str]:
+def _unread(path: Path, name: str, reader: Text, texts: Sequence[str | None]) -> list[str]:
     """A note if most tokens of validation and test texts are in no training text."""
     tokens = [token for text in texts if text for token in reader(text).tolist()]
     if 2 * tokens.count(1) <= len(tokens):
