@@ -166,7 +166,7 @@ def test_weights_from_a_folder(case, tmp_path):
 
 
 REFUSED = {
-    "words": ("bert", "text(length=6)", "has no tokenizer beside its weights, so nothing"),
+    "words": ("bert", "text(length=6)", "was read with no tokenizer, so nothing"),
     "a rate": ("wav2vec", "wave(seconds=1.0,sample_rate=22050)", "sample_rate=16000, but 'x' was"),
     "a front": ("ast", "spectrogram(front=mel)", "front=fbank, but 'x' was read with front=mel"),
 }
