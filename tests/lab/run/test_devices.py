@@ -22,6 +22,7 @@ from evenly.lab.many import together
 from evenly.lab.many.engine import Listed, carry
 from evenly.lab.many.job import Ended, Job
 from evenly.lab.many.local import Local
+from evenly.lab.run import place
 from evenly.lab.run.hold import Hold
 from evenly.lab.run.logs import Logs, RunLog
 from evenly.lab.run.parts import Parts
@@ -205,6 +206,25 @@ def test_processes_of_torchrun_end_after_a_failure_of_one(tmp_path):
     first, second = on_ranks(fails, tmp_path, ("no", ""))
     assert first.startswith("joint-0, process 0: no. Other processes did not fail")
     assert second == ""
+
+
+def waits(rank, world, folder):
+    """The next run comes later than processes wait for each other within a run."""
+    dist.destroy_process_group()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(place, "PATIENCE", timedelta(seconds=1))
+        patch.setattr(together, "done", lambda job, tell, rank: "")
+        where = Rank(rank, world, rank, f"file://{folder}/again")
+        if rank > 0:
+            together.follow(where)
+            return
+        pool = together.Together(where)
+        time.sleep(3)
+        pool.close()
+
+
+def test_processes_of_torchrun_wait_for_the_next_run(tmp_path):
+    on_ranks(waits, tmp_path, tmp_path)
 
 
 @pytest.mark.slow
