@@ -256,6 +256,9 @@ def test_what_the_starters_say(monkeypatch):
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert told_rank(training) == Rank(1, 2, 1, "tcp://n03:20007")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[04]")
+    monkeypatch.setenv("SLURM_STEP_ID", "1")
+    assert told_rank(training) == Rank(1, 2, 1, "tcp://n04:27926")
     assert told_rank(TRAINING) is None  # a run is one process, whatever a cluster says
     with pytest.raises(ValueError, match="2 processes were started, but --devices 4 --nodes 1"):
         told_rank(replace(training, devices=4))

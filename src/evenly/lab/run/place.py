@@ -73,10 +73,13 @@ def _is_task() -> bool:
 
 
 def _slurm_address() -> str:
-    """The first node of a job, and a port that only its tasks use."""
-    nodes = os.environ["SLURM_JOB_NODELIST"]
+    """The first node of a step, and a port that only its tasks use."""
+    told = os.environ
+    nodes = told.get("SLURM_STEP_NODELIST") or told["SLURM_JOB_NODELIST"]
     first = re.sub(r"\[(\d+).*", r"\1", nodes.partition(",")[0])
-    return f"tcp://{first}:{20_000 + int(os.environ['SLURM_JOB_ID']) % 20_000}"
+    # Steps of a job, and jobs with consecutive numbers, may share a node.
+    number = int(told["SLURM_JOB_ID"]) + 7919 * int(told.get("SLURM_STEP_ID", 0))
+    return f"tcp://{first}:{20_000 + number % 20_000}"
 
 
 @dataclass(frozen=True)
