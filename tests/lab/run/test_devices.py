@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from evenly.data import load, save_npz
 from evenly.errors import UserRuntimeError
@@ -121,6 +122,29 @@ def test_classes_may_have_weights(tmp_path):
 @pytest.mark.parametrize("method", METHODS[:4])
 def test_sharded(method, runs):
     assert_alike(runs[method, 1, "auto"], runs[method, 2, "fsdp"])
+
+
+def kept(rank, world):
+    """The number of sharded tensors in what a process has to write after a step."""
+    cell = Cell(replace(TRAINING, devices=2, strategy="fsdp", ema=0.9), "joint", 0)
+    parts = Parts.of(cell, load(DATA), Place(torch.device("cpu"), "32", rank, world, "fsdp"))
+    (step, *_) = parts.steps(0)
+    for _, batch in step:
+        output, target = parts.forward(parts.shared, batch)
+        parts.method.backward(parts.method.loss(output, target))
+    parts.optimizer.step()
+    found = parts.state_dict()
+    assert found["optimizer"]["state"]
+    return [
+        sum(hasattr(x, "full_tensor") for x in tree_leaves(part))
+        for part in (found["state_dict"], found["optimizer"], found["average"], parts.judged())
+    ]
+
+
+def test_only_the_process_that_writes_has_whole_weights(tmp_path):
+    first, second = on_ranks(kept, tmp_path)
+    assert first == [0, 0, 0, 0]
+    assert min(second) > 0
 
 
 @pytest.mark.parametrize("method", METHODS[:2])
