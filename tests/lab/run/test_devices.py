@@ -251,6 +251,22 @@ def test_processes_of_torchrun_wait_for_the_next_run(tmp_path):
     on_ranks(waits, tmp_path, tmp_path)
 
 
+def waits_for_features(rank, world, folder):
+    dist.destroy_process_group()
+    dist.init_process_group(
+        "gloo", f"file://{folder}/again", timedelta(seconds=1), rank=rank, world_size=world
+    )
+    with Place(torch.device("cpu"), "32", rank, world).awaited():
+        if rank == 0:
+            time.sleep(3)
+            (folder / "features").touch()
+    return (folder / "features").exists()
+
+
+def test_work_of_one_process_may_take_longer_than_the_others_wait_in_a_run(tmp_path):
+    assert on_ranks(waits_for_features, tmp_path, tmp_path) == [True, True]
+
+
 @pytest.mark.slow
 def test_torchrun_starts_the_processes(tmp_path):
     """Comparisons, too: all processes do one run after another."""

@@ -7,14 +7,10 @@ import torch.distributed as dist
 
 from evenly.errors import UserRuntimeError
 from evenly.lab.many.job import Ended, Epoch, Job, News, done
-from evenly.lab.run.place import Rank, begin
+from evenly.lab.run.place import PAUSE, Rank, begin
 
 PATIENCE = timedelta(minutes=1)
 """Time within which all processes fail if one does, or else the others wait for it in the run."""
-
-
-PAUSE = timedelta(days=30)
-"""Time that the others wait for the next run, which may depend on other commands."""
 
 
 class Together:
@@ -80,6 +76,7 @@ class _Member:
         # Its own group: in the other one, processes that have not failed may be in the middle of a
         # sum.
         self._failed = dist.new_group(timeout=PATIENCE, backend="gloo")
+        # The next run may depend on other commands.
         self._jobs = dist.new_group(timeout=PAUSE, backend="gloo")
 
     def send(self, job: Job | None) -> None:

@@ -23,6 +23,8 @@ from evenly.nn import LateFusion
 
 PATIENCE = timedelta(minutes=30)
 """Time that ranks wait for each other: one of them writes checkpoints and inspects the result."""
+PAUSE = timedelta(days=30)
+"""Time that they wait for work that may take long. If a rank ends, the others end at once."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,17 @@ class Place:
         """Waits for the other processes."""
         if self.world > 1:
             dist.barrier()
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """After the block, waits for the other processes, however long they take in it."""
+        if self.world == 1:
+            yield
+            return
+        group = dist.new_group(timeout=PAUSE, backend="gloo")
+        yield
+        dist.barrier(group)
+        dist.destroy_process_group(group)
 
     def any(self, said: bool) -> bool:
         """Whether it is true on any of the processes."""
