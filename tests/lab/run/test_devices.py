@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +24,6 @@ from evenly.lab.many import together
 from evenly.lab.many.engine import Listed, carry
 from evenly.lab.many.job import Ended, Job
 from evenly.lab.many.local import Local
-from evenly.lab.run import place
 from evenly.lab.run.hold import Hold
 from evenly.lab.run.logs import Logs, RunLog
 from evenly.lab.run.parts import Parts
@@ -232,31 +232,32 @@ def test_processes_of_torchrun_end_after_a_failure_of_one(tmp_path):
     assert second == ""
 
 
-def waits(rank, world, folder):
+@contextmanager
+def hurried():
+    """Within the block, processes wait a second for each other, as if in the middle of a run."""
+    change = dist.distributed_c10d._set_pg_timeout
+    change(timedelta(seconds=1))
+    yield
+    change(timedelta(minutes=1))
+
+
+def waits(rank, world):
     """The next run comes later than processes wait for each other within a run."""
-    dist.destroy_process_group()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(place, "PATIENCE", timedelta(seconds=1))
-        patch.setattr(together, "done", lambda job, tell, rank: "")
-        where = Rank(rank, world, rank, f"file://{folder}/again")
+    with hurried():
         if rank > 0:
-            together.follow(where)
+            together.follow(Rank(rank, world, rank))
             return
-        pool = together.Together(where)
+        pool = together.Together(Rank(rank, world, rank))
         time.sleep(3)
         pool.close()
 
 
 def test_processes_of_torchrun_wait_for_the_next_run(tmp_path):
-    on_ranks(waits, tmp_path, tmp_path)
+    on_ranks(waits, tmp_path)
 
 
 def waits_for_features(rank, world, folder):
-    dist.destroy_process_group()
-    dist.init_process_group(
-        "gloo", f"file://{folder}/again", timedelta(seconds=1), rank=rank, world_size=world
-    )
-    with Place(torch.device("cpu"), "32", rank, world).awaited():
+    with hurried(), Place(torch.device("cpu"), "32", rank, world).awaited():
         if rank == 0:
             time.sleep(3)
             (folder / "features").touch()
