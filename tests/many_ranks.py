@@ -70,7 +70,7 @@ def few_clusterings(world):
         gap.HALVINGS = (2, 2)
 
 
-def train(rank, world, case, seed=None, parallel=None):
+def train(rank, world, case, seed=None, parallel=None, between=lambda model: None):
     """Global batches of 8, cut over the ranks; each rank starts from weights of its own."""
     few_clusterings(world)
     model = Straight(rank if seed is None else seed, info(case).head)
@@ -88,6 +88,7 @@ def train(rank, world, case, seed=None, parallel=None):
     )
     probe = evenly.Probe(trained, forward, loader, DataLoader(val, 5))
     for epoch in range(EPOCHS):
+        between(trained)
         sampler.set_epoch(epoch)
         method.before_epoch(epoch, probe)
         for batch in loader:

@@ -437,10 +437,10 @@ class TestTrained:
         assert seen == set(range(count))
 
 
-def shown(probe):
+def shown(probe, objective=fused, **settings):
     """The gradients of each batch, of one weight."""
     weight, found = probe.model.encoders["a"][0].weight, []
-    probe.gradients(fused, lambda: found.append(weight.grad.clone()))
+    probe.gradients(objective, lambda: found.append(weight.grad.clone()), **settings)
     return found
 
 
@@ -487,6 +487,14 @@ def on_rank(rank, world):
         kept = output.unimodal if rank == 1 else {"a": output.unimodal["a"]}
         return sum(nn.functional.cross_entropy(z, target) for z in kept.values())
 
+    model = straight()
+    probe = evenly.Probe(model, forward, *loaders(count=40, batch=8 // world))
+    criterion = evenly.CrossEntropy(torch.tensor([1.0, 4.0, 16.0]))
+    of_classes = {"objective": evenly.Method(criterion=criterion).loss, "criterion": criterion}
+    with probe.trained(epochs=2, optimizer=sgd(model), seed=1, **of_classes):
+        found["weights"] = weights(model)
+    found["weighted gradients"] = torch.stack(shown(probe, **of_classes))
+
     model = net(head="late")
     probe = evenly.Probe(model, forward, *loaders(count=40, batch=4))
     with probe.trained(partial, epochs=1, optimizer=sgd(model)):
@@ -502,10 +510,12 @@ def test_two_ranks_train_and_draw_as_one_process_does(tmp_path):
     alone = on_rank(0, 1)
     for key in (40, 37, "partial"):  # 'partial': BatchNorm's statistics are averaged, too
         assert all(torch.equal(value, two[key][name]) for name, value in one[key].items())
-    for name, value in alone[40].items():
-        torch.testing.assert_close(one[40][name], value, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(one["gradients"], alone["gradients"], rtol=1e-4, atol=1e-7)
-    assert torch.equal(one["gradients"], two["gradients"])
+    for key in (40, "weights"):
+        for name, value in alone[key].items():
+            torch.testing.assert_close(one[key][name], value, rtol=1e-5, atol=1e-6)
+    for key in ("gradients", "weighted gradients"):
+        torch.testing.assert_close(one[key], alone[key], rtol=1e-4, atol=1e-7)
+        assert torch.equal(one[key], two[key])
     assert torch.equal(one["sample"], two["sample"])
     assert torch.equal(one["sample"], alone["sample"])
     drawn = torch.cat([rank["fraction"].index for rank in (one, two)])

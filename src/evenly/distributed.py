@@ -148,6 +148,18 @@ def whole(x: Tensor) -> Tensor:
     return x
 
 
+def handed_in(x: Tensor) -> Tensor:
+    """A sharded tensor gathered in the host's memory of the first rank; any other as it is.
+
+    On the other ranks it stays sharded. All ranks that hold parts must call this. One after the
+    other, since a device may lack the room for all the tensors of a model.
+    """
+    if not is_sharded(x):
+        return x
+    full = whole(x)
+    return full.cpu() if rank() == 0 else x
+
+
 def sharded_like(full: Tensor, reference: Tensor) -> Tensor:
     """`full` as a DTensor sharded like `reference`; `full` itself if the reference is whole.
 

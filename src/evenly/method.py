@@ -267,6 +267,7 @@ class Method:
                 "epochs; found no probe. Pass before_epoch(epoch, evenly.Probe(model, forward, "
                 "train_loader, val_loader))."
             )
+        distributed.reshard(probe.model)  # FSDP2's root is whole after the loop's own validation
         return probe
 
     def _check_sampler(self, probe: "Probe", sampler: Any) -> None:

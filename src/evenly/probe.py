@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from evenly import distributed, loaders, modes
+from evenly.criteria import weights
 from evenly.errors import UserError
 from evenly.features import Features, Table
 from evenly.optimizers import finish, rebuilt, unscheduled
@@ -219,6 +220,7 @@ class Probe:
         epochs: int,
         optimizer: torch.optim.Optimizer,
         seed: int = 0,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Iterator[None]:
         """Trains the model from its current state, and restores everything at the end.
 
@@ -240,6 +242,8 @@ class Probe:
             optimizer: The model's optimiser, which stays unchanged: a new one of its kind with its
                 settings (its learning rate before a schedule; see `unscheduled`) does the work.
             seed: Seed of the order of samples, of dropout and of augmentation.
+            criterion: The criterion whose mean the objective is, if its classes may have weights. A
+                batch of several ranks then counts every sample by its weight, as on one process.
         """
         distributed.reshard(self.model)
         before = {name: value.clone() for name, value in self._tensors()}
@@ -254,7 +258,7 @@ class Probe:
                 with loaders.untouched(*self.loaders.values()), torch.enable_grad():
                     loaders.seed_all(seed)
                     for batch in loaders.shuffled(self.loaders["train"], epochs, seed):
-                        self._train_step(batch, objective, trial)
+                        self._train_step(batch, objective, trial, criterion)
                     finish(trial)
                 for value in self.model.buffers():
                     if value.is_floating_point():  # BatchNorm's cover only a rank's own rows
@@ -273,14 +277,19 @@ class Probe:
         batch: Any,
         objective: Callable[[Output, Tensor], Tensor],
         optimizer: torch.optim.Optimizer,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None,
     ) -> None:
         optimizer.zero_grad()
-        objective(*self._run(batch)).backward()
+        self._loss(batch, objective, criterion).backward()
         _average([p for group in optimizer.param_groups for p in group["params"]])
         optimizer.step()
 
     def gradients(
-        self, objective: Callable[[Output, Tensor], Tensor], take: Callable[[], None]
+        self,
+        objective: Callable[[Output, Tensor], Tensor],
+        take: Callable[[], None],
+        *,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         """Computes the gradients of each batch of the training split, without training.
 
@@ -291,6 +300,7 @@ class Probe:
         Args:
             objective: `objective(output, target)` returns the loss of one batch.
             take: Called after each batch, when the parameters' `.grad` are that batch's.
+            criterion: See `trained`.
         """
         distributed.reshard(self.model)
         gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
@@ -299,12 +309,27 @@ class Probe:
                 for batch in self._training_batches():
                     for parameter, _ in gradients:
                         parameter.grad = None
-                    objective(*self._run(batch)).backward()
+                    self._loss(batch, objective, criterion).backward()
                     _average([parameter for parameter, _ in gradients])
                     take()
         finally:
             for parameter, gradient in gradients:
                 parameter.grad = gradient
+
+    def _loss(
+        self,
+        batch: Any,
+        objective: Callable[[Output, Tensor], Tensor],
+        criterion: Callable[[Tensor, Tensor], Tensor] | None,
+    ) -> Tensor:
+        """A batch's loss, times its share: this rank's weights over the mean rank's."""
+        output, target = self._run(batch)
+        loss = objective(output, target)
+        if criterion is None or distributed.world_size() == 1:
+            return loss
+        weight = weights(criterion, target).sum().to(loss.device)
+        mean = distributed.mean_(weight.clone())
+        return loss * (weight / mean.clamp_min(torch.finfo(mean.dtype).tiny))  # 0 without labels
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         """What training can change: everything but a quantised base, whose copy would be large."""

@@ -92,6 +92,7 @@ class Taught(Method):
             epochs=self.teacher_epochs,
             optimizer=self.optimizer,
             seed=self.seed,
+            criterion=self.criterion,
         ):
             found = probe.features("train", lambda output, _: self._given(output), every=True)
             samples, teachers = numbering.samples(found, type(self).__name__)

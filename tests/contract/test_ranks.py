@@ -168,7 +168,15 @@ def sharded(rank, world, case):
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (world,))
-    return train(rank, world, case, 0, lambda model: fully_shard(model, mesh=mesh))
+    return train(rank, world, case, 0, lambda model: fully_shard(model, mesh=mesh), evaluate)
+
+
+@torch.no_grad()
+def evaluate(model):
+    """As a loop does between epochs: it leaves FSDP2 with whole copies of parameters."""
+    model.eval()
+    forward(model, next(iter(DataLoader(Toy(18, seed=2), 5))))
+    model.train()
 
 
 @pytest.mark.parametrize(("case", "chunk"), grouped([case for case in CASES if info(case).sharded]))

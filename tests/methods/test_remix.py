@@ -86,6 +86,14 @@ class TestOrder:
         method.before_epoch(0, probe)
         assert sampler.batch_size == 16
 
+    def test_the_batch_size_is_that_of_all_ranks_if_the_loop_shares_out_the_batches(
+        self, monkeypatch
+    ):
+        _, method, probe, _ = made()
+        assert method.sampler.num_replicas == 1
+        monkeypatch.setattr("evenly.distributed.world_size", lambda: 2)
+        assert method._global_batch_size(probe) == 16
+
     def test_a_loader_that_does_not_tell_its_batch_size(self):
         model, method, _, loader = made()
         method.before_epoch(1, evenly.Probe(model, forward, list(loader), list(loader)))

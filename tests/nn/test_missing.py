@@ -13,6 +13,7 @@ from evenly.lab.run.parts import Forward
 from evenly.lab.run.place import Place
 from evenly.nn import HEADS, LateFusion, encoder_for
 from evenly.nn.heads import TOKEN_FUSIONS
+from evenly.nn.late_fusion import _Partly
 from evenly.nn.mmtm import blocks_of
 from evenly.nn.pretrained import Transformer
 from evenly.probe import Probe
@@ -360,6 +361,21 @@ def test_a_single_sample_with_a_modality_trains():
     assert all(module.training for module in model.modules())
     expected = model.eval()(inputs, {"eye": here}).logits
     torch.testing.assert_close(output.logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("world", "kind", "trains"),
+    [(2, nn.SyncBatchNorm, True), (2, nn.BatchNorm1d, False), (1, nn.SyncBatchNorm, False)],
+)
+def test_ranks_wait_for_each_other_in_a_synchronised_batchnorm(world, kind, trains, monkeypatch):
+    """A rank without a sample of the modality passes a blank through it."""
+    monkeypatch.setattr("evenly.nn.late_fusion.world_size", lambda: world)
+    encoder = nn.Sequential(nn.Linear(4, 3), kind(3))
+    encoder.out_features = 3
+    partly = _Partly(encoder, torch.arange(5) == (9 if world > 1 else 1))
+    with partly._norms():
+        assert encoder[1].training == trains
+    assert encoder[1].training
 
 
 def step_on_rank(rank, world, head, anew, token):

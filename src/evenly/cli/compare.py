@@ -77,7 +77,7 @@ def run(options: Namespace) -> None:
     training = training_of(options)
     pool = pool_of(options)
     forker()
-    if followed(training, options.cluster):
+    if followed(training, options.cluster, options.jobs, options.runs_per_device):
         return
     out = out_folder(options, Path("runs") / folder_name(options, training))
     logs = Logs.of(options.logger, out)

@@ -60,7 +60,7 @@ def run(options: Namespace) -> None:
     training = training_of(options)
     pool = pool_of(options)
     forker()
-    if followed(training, options.cluster):
+    if followed(training, options.cluster, options.jobs, options.runs_per_device):
         return
     given = folder_name(options, training)
     out = out_folder(options, Path("runs") / f"{given}-{options.name}")

@@ -84,7 +84,7 @@ def run(options: Namespace) -> None:
     training = training_of(options)
     pool = pool_of(options)
     forker()
-    if followed(training, options.cluster):
+    if followed(training, options.cluster, options.jobs, options.runs_per_device):
         return
     out = out_folder(options, Path("runs") / f"{folder_name(options, training)}-tune")
     logs = Logs.of(options.logger, out)

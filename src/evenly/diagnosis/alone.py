@@ -91,7 +91,13 @@ class Alone:
         new = [p for head in heads.values() for p in head.parameters()]
         with (
             self._rates(optimizer, new, fastest=fastest) as trial,
-            self.probe.trained(objective, epochs=epochs, optimizer=trial, seed=self.seed),
+            self.probe.trained(
+                objective,
+                epochs=epochs,
+                optimizer=trial,
+                seed=self.seed,
+                criterion=self.classes.criterion,
+            ),
         ):
             return self.probe.features("train"), self.probe.features("val")
 

@@ -210,7 +210,11 @@ class _Work:
             return usual(output.logits, target)
 
         with self.probe.trained(
-            objective, epochs=self.epochs, optimizer=self.optimizer, seed=self.seed
+            objective,
+            epochs=self.epochs,
+            optimizer=self.optimizer,
+            seed=self.seed,
+            criterion=usual,
         ):
             return self.looked_at()
 

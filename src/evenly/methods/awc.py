@@ -293,7 +293,7 @@ class AWC(Method):
                 for key, square in squares(encoder).items():
                     total[key] = total[key] + square if key in total else square
 
-        probe.gradients(super().loss, take)
+        probe.gradients(super().loss, take, criterion=self.criterion)
         return {
             name: {key: _finite(value / count) for key, value in total.items()}
             for name, total in totals.items()

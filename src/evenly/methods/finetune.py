@@ -132,7 +132,13 @@ def pretrain(
             "Resume with method.load_state_dict(checkpoint), or call before_epoch from epoch 0 on."
         )
     check_trains(optimizer, method.encoders, type(method).__name__)
-    with probe.trained(method._unimodal_loss, epochs=epochs, optimizer=optimizer, seed=seed):
+    with probe.trained(
+        method._unimodal_loss,
+        epochs=epochs,
+        optimizer=optimizer,
+        seed=seed,
+        criterion=method.criterion,
+    ):
         found = [value.detach().clone() for value in _values(method)]
     with torch.no_grad():
         for value, trained in zip(_values(method), found, strict=True):

@@ -205,6 +205,7 @@ class GBlending(Method):
             epochs=self.super_epoch if self.online else self.trial_epochs,
             optimizer=self.optimizer,
             seed=self.seed + epoch,
+            criterion=self.criterion,
         ):
             return self._losses(probe)
 

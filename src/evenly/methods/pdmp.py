@@ -158,6 +158,7 @@ class PDMP(Method):
             epochs=self.ranking_epochs,
             optimizer=self.optimizer,
             seed=self.seed,
+            criterion=self.criterion,
         ):
             _, right, rows = self._right(probe)
         self.ranked = best_of(right)

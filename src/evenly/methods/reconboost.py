@@ -170,6 +170,8 @@ class ReconBoost(Method):
         if epoch == self.epoch:  # a run resumed mid-epoch has already started its phase
             return
         self.epoch = epoch
+        if probe is not None:  # the optimiser knows the shards only
+            distributed.reshard(probe.model)
         if self.alternation and self._within in (0, self.alternation):
             forget(self.optimizer, self._parameters())
 

@@ -148,6 +148,7 @@ class Remedy(Relearn):
                 epochs=self.alone_epochs,
                 optimizer=self.trainer,
                 seed=self.seed,
+                criterion=self.criterion,
             ):
                 self.there = _read(*(self._look(probe, split) for split in SPLITS))
             for name, (right, luck) in self.there.items():

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evenly import numbering
+from evenly import distributed, numbering
 from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
@@ -182,7 +182,9 @@ class DataRemixing(Method):
         """The training loader's batch size over all ranks; None if unknown."""
         batches = getattr(probe.loaders["train"], "batch_sampler", None)
         size = getattr(batches, "batch_size", None)
-        return None if size is None else int(size) * self.sampler.num_replicas
+        # Accelerate shares out the batches of a sampler that itself knows one rank only.
+        ranks = max(self.sampler.num_replicas, distributed.world_size())
+        return None if size is None else int(size) * ranks
 
     def _write_order(self) -> None:
         self.sampler.batch_size = self.batch_size

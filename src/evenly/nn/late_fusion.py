@@ -225,13 +225,17 @@ class _Partly:
 
     @contextmanager
     def _norms(self) -> Iterator[None]:
-        """Lets BatchNorm, which cannot train on a single sample, use its running statistics."""
+        """Lets BatchNorm, which cannot train on a single sample, use its running statistics.
+
+        Not SyncBatchNorm, which has the samples of all ranks, and waits for those of each.
+        """
         norms = [
             module
             for module in self.encoder.modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm)
             and module.training
             and len(self.fed) == 1
+            and not (isinstance(module, nn.SyncBatchNorm) and world_size() > 1)
         ]
         for module in norms:
             module.training = False

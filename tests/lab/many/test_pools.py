@@ -27,6 +27,15 @@ def test_a_cluster_goes_before_who_started_the_command(monkeypatch):
         followed(Training(devices=4))
 
 
+@pytest.mark.parametrize(("more", "option"), [((2,), "--jobs"), ((1, 2), "--runs-per-device")])
+def test_processes_that_were_started_together_do_one_run_at_a_time(more, option, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"{option} 2: processes that torchrun .* one run after"):
+        followed(Training(devices=2), "", *more)
+    assert not followed(Training(devices=2), "", 1)
+
+
 def test_several_nodes_need_a_starter():
     with pytest.raises(ValueError, match="--nodes 2: start this command on each node"):
         check(Training(nodes=2))

@@ -14,6 +14,7 @@ from sqlalchemy import text
 import forked
 import postgres
 from evenly.files import file_address
+from evenly.lab.many import tune
 from evenly.lab.many.database import PAUSES, reached
 from evenly.lab.many.space import Space
 from evenly.lab.many.trials import BEAT, GRACE, Search, Studies
@@ -189,6 +190,21 @@ def test_who_reads_that_a_trial_waits_may_come_too_late(command):
     one.studies.tell("joint", 0, 0.5)
     assert not two.studies._seize(mine._trial_id)
     assert two.states() == ["finished"]
+
+
+def test_a_trial_is_kept_while_a_pool_does_its_whole_run(command, monkeypatch):
+    one, two = command(**ONE), command(**ONE)
+    mine = one.take()
+    monkeypatch.setattr(tune, "BEAT", 0.05)
+    two.sleep()
+    with one.source.meanwhile():
+        time.sleep(1)
+        two.look()
+    assert two.take() is None
+    assert one.finish(mine).startswith("joint trial 0: validation 0.5")
+    two.sleep()
+    time.sleep(0.2)  # no beats any more
+    assert two.source.is_over()
 
 
 def test_a_command_that_was_thought_gone_ends_its_run_and_spoils_nothing(command):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from evenly.data import load, save_npz
 from evenly.errors import UserRuntimeError
@@ -122,6 +124,29 @@ def test_sharded(method, runs):
     assert_alike(runs[method, 1, "auto"], runs[method, 2, "fsdp"])
 
 
+def kept(rank, world):
+    """The number of sharded tensors in what a process has to write after a step."""
+    cell = Cell(replace(TRAINING, devices=2, strategy="fsdp", ema=0.9), "joint", 0)
+    parts = Parts.of(cell, load(DATA), Place(torch.device("cpu"), "32", rank, world, "fsdp"))
+    (step, *_) = parts.steps(0)
+    for _, batch in step:
+        output, target = parts.forward(parts.shared, batch)
+        parts.method.backward(parts.method.loss(output, target))
+    parts.optimizer.step()
+    found = parts.state_dict()
+    assert found["optimizer"]["state"]
+    return [
+        sum(hasattr(x, "full_tensor") for x in tree_leaves(part))
+        for part in (found["state_dict"], found["optimizer"], found["average"], parts.judged())
+    ]
+
+
+def test_only_the_process_that_writes_has_whole_weights(tmp_path):
+    first, second = on_ranks(kept, tmp_path)
+    assert first == [0, 0, 0, 0]
+    assert min(second) > 0
+
+
 @pytest.mark.parametrize("method", METHODS[:2])
 def test_four_processes(method, runs):
     assert_alike(runs[method, 1, "auto"], runs[method, 4, "auto"])
@@ -207,6 +232,42 @@ def test_processes_of_torchrun_end_after_a_failure_of_one(tmp_path):
     assert second == ""
 
 
+@contextmanager
+def hurried():
+    """Within the block, processes wait a second for each other, as if in the middle of a run."""
+    change = dist.distributed_c10d._set_pg_timeout
+    change(timedelta(seconds=1))
+    yield
+    change(timedelta(minutes=1))
+
+
+def waits(rank, world):
+    """The next run comes later than processes wait for each other within a run."""
+    with hurried():
+        if rank > 0:
+            together.follow(Rank(rank, world, rank))
+            return
+        pool = together.Together(Rank(rank, world, rank))
+        time.sleep(3)
+        pool.close()
+
+
+def test_processes_of_torchrun_wait_for_the_next_run(tmp_path):
+    on_ranks(waits, tmp_path)
+
+
+def waits_for_features(rank, world, folder):
+    with hurried(), Place(torch.device("cpu"), "32", rank, world).awaited():
+        if rank == 0:
+            time.sleep(3)
+            (folder / "features").touch()
+    return (folder / "features").exists()
+
+
+def test_work_of_one_process_may_take_longer_than_the_others_wait_in_a_run(tmp_path):
+    assert on_ranks(waits_for_features, tmp_path, tmp_path) == [True, True]
+
+
 @pytest.mark.slow
 def test_torchrun_starts_the_processes(tmp_path):
     """Comparisons, too: all processes do one run after another."""
@@ -236,6 +297,9 @@ def test_what_the_starters_say(monkeypatch):
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert told_rank(training) == Rank(1, 2, 1, "tcp://n03:20007")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[04]")
+    monkeypatch.setenv("SLURM_STEP_ID", "1")
+    assert told_rank(training) == Rank(1, 2, 1, "tcp://n04:27926")
     assert told_rank(TRAINING) is None  # a run is one process, whatever a cluster says
     with pytest.raises(ValueError, match="2 processes were started, but --devices 4 --nodes 1"):
         told_rank(replace(training, devices=4))

@@ -3,6 +3,7 @@
 import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -65,6 +66,9 @@ class Source(Protocol):
             A message about it.
         """
 
+    def meanwhile(self) -> AbstractContextManager[None]:
+        """Keeps what is in progress within the block, in which a pool may do a whole run."""
+
     def lost(self) -> Collection[Job]:
         """The runs in progress that no longer belong to this command and must end."""
 
@@ -90,7 +94,8 @@ def carry(source: Source, pool: Pool) -> None:
             while True:
                 while pool.room > 0 and (job := source.take()) is not None:
                     going[job.folder] = 0
-                    pool.start(job)
+                    with source.meanwhile():
+                        pool.start(job)
                 if not going and source.is_over():
                     break
                 for news in pool.news(LOOK):
@@ -137,6 +142,10 @@ class Listed:
         if error:
             self.failures[job.cell.folder] = error
         return f"{job.cell.folder}: {error or outcome(job)}"
+
+    def meanwhile(self) -> AbstractContextManager[None]:
+        """Nothing: nobody else takes its runs."""
+        return nullcontext()
 
     def lost(self) -> Collection[Job]:
         """None."""

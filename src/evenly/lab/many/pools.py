@@ -53,15 +53,26 @@ def check(training: Training, cluster: str = "") -> None:
         )
 
 
-def followed(training: Training, cluster: str = "") -> bool:
+def followed(
+    training: Training, cluster: str = "", jobs: int | None = None, runs_per_device: int = 1
+) -> bool:
     """Joins the runs of the first process that torchrun or srun started, if this is another.
 
     Raises:
-        UserError: If runs cannot be done in the requested place, see `check`.
+        UserError: If runs cannot be done in the requested place, see `check`, or several at a time
+            are requested of processes that do one after the other.
     """
     check(training, cluster)
     rank = None if cluster else told_rank(training)
-    if rank is None or rank.number == 0:
+    if rank is None:
+        return False
+    for name, asked in (("--jobs", jobs or 1), ("--runs-per-device", runs_per_device)):
+        if asked > 1:
+            raise UserError(
+                f"{name} {asked}: processes that torchrun or srun started do one run after the "
+                "other. Leave it out."
+            )
+    if rank.number == 0:
         return False
     from evenly.lab.many.together import follow
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from evenly.errors import UserRuntimeError
 from evenly.lab.many.job import Ended, Epoch, Job, News, done
-from evenly.lab.run.place import Rank, begin
+from evenly.lab.run.place import PAUSE, Rank, begin
 
 PATIENCE = timedelta(minutes=1)
 """Time within which all processes fail if one does, or else the others wait for it in the run."""
@@ -36,7 +36,7 @@ class Together:
         Raises:
             UserRuntimeError: If it failed only on this process.
         """
-        _send(job)
+        self._member.send(job)
         self._are_apart = True  # they do not listen until it is over
         error = self._member.done(job, self._news.append)
         self._are_apart = False
@@ -53,7 +53,7 @@ class Together:
     def close(self) -> None:
         """Releases the others; those within a run end like this process."""
         if not self._are_apart:
-            _send(None)
+            self._member.send(None)
 
 
 def follow(rank: Rank) -> None:
@@ -63,7 +63,7 @@ def follow(rank: Rank) -> None:
         UserRuntimeError: If a run failed only on this process.
     """
     member = _Member(rank)
-    while (job := _received()) is not None:
+    while (job := member.received()) is not None:
         member.done(job, lambda _: None)
 
 
@@ -76,6 +76,18 @@ class _Member:
         # Its own group: in the other one, processes that have not failed may be in the middle of a
         # sum.
         self._failed = dist.new_group(timeout=PATIENCE, backend="gloo")
+        # The next run may depend on other commands.
+        self._jobs = dist.new_group(timeout=PAUSE, backend="gloo")
+
+    def send(self, job: Job | None) -> None:
+        """Hands the others the next run, as the first process."""
+        dist.broadcast_object_list([job], 0, self._jobs)
+
+    def received(self) -> Job | None:
+        """The next run, as one of the others; None if there are no more."""
+        told: list[Job | None] = [None]
+        dist.broadcast_object_list(told, 0, self._jobs)
+        return told[0]
 
     def done(self, job: Job, tell: Callable[[Epoch], None]) -> str:
         """Does a run; returns the reason if it failed on all processes, empty if it is finished."""
@@ -89,13 +101,3 @@ class _Member:
                     "did not fail, so the command stops. Run it again to continue."
                 ) from alone
         return error
-
-
-def _send(job: Job | None) -> None:
-    dist.broadcast_object_list([job], 0)
-
-
-def _received() -> Job | None:
-    told: list[Job | None] = [None]
-    dist.broadcast_object_list(told, 0)
-    return told[0]

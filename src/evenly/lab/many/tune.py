@@ -8,12 +8,13 @@ killed, another trial gets the place.
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from math import isfinite
 from statistics import fmean
+from threading import Event, Thread
 from typing import Any
 
 import optuna
@@ -362,6 +363,24 @@ class Trials:
             "seconds": sum(each.seconds for each in running.results),
         }
         return self._end(running, fmean(values), result=found)
+
+    @contextmanager
+    def meanwhile(self) -> Iterator[None]:
+        """Records heartbeats within the block, in which a pool may do a whole run."""
+        over, mine = Event(), [running.trial for running in self._running]
+
+        def beats() -> None:
+            with suppress(RuntimeError):  # without the database; this command's next beat says so
+                while not over.wait(BEAT):
+                    self._studies.beat(mine)
+
+        thread = Thread(target=beats, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def lost(self) -> Collection[Job]:
         """The runs of trials that others have ended because this command seemed gone."""

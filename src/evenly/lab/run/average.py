@@ -91,14 +91,14 @@ class Average:
             self._exchange()
 
     def weights(self) -> dict[str, Tensor]:
-        """A whole state of the model, with averages; every process must call this."""
+        """A state of the model, with averages, whole on the first process; all must call this."""
         means = {name: self._mean[first] for name, first in self._named.items()}
         found = {**self.model.state_dict(), **means}
-        return {name: distributed.whole(x) for name, x in found.items()}
+        return {name: distributed.handed_in(x) for name, x in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs; every process must call this."""
-        mean = {name: distributed.whole(x) for name, x in self._mean.items()}
+        mean = {name: distributed.handed_in(x) for name, x in self._mean.items()}
         return {"steps": self._steps, "mean": mean}
 
     @torch.no_grad()

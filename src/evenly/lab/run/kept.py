@@ -96,13 +96,13 @@ class _Maker:
                 key.update(str((x.dtype, tuple(x.shape))).encode())
                 key.update(_bytes(x))
         path = self.folder / f"{key.hexdigest()}.pt"
-        if self.place.is_first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with _alone(self.folder):  # other runs that need them wait
-                if _read(path, len(part)) is None:
-                    with replacing(path) as new:
-                        torch.save(self._made(part, level), new)
-        self.place.wait()
+        with self.place.awaited():
+            if self.place.is_first:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with _alone(self.folder):  # other runs that need them wait
+                    if _read(path, len(part)) is None:
+                        with replacing(path) as new:
+                            torch.save(self._made(part, level), new)
         found = _read(path, len(part))
         return self._made(part, level) if found is None else found
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from evenly import distributed
 from evenly.data import SplitName
 from evenly.data.dataset import bare
 from evenly.diagnosis.gap import diagnose
@@ -80,6 +81,7 @@ def evaluated(parts: Parts, split: SplitName) -> Evaluation:
         for batch in parts.in_order(split, shared=True):
             output, _ = parts.forward(parts.model, batch)
             found.add(_informed(parts, output), wanted[output.index])
+    distributed.reshard(parts.model)
     return _whole(parts, split, found)
 
 

@@ -250,8 +250,8 @@ class Parts:
         return _reads(self.data)(part, batch_size, sampler=rows, collate_fn=collate)
 
     def weights(self) -> dict[str, Any]:
-        """The model's weights, gathered; every process must call this."""
-        found: dict[str, Any] = _whole(self.model.state_dict())
+        """The model's weights, gathered on the first process; every process must call this."""
+        found: dict[str, Any] = _handed_in(self.model.state_dict())
         return found
 
     def judged(self) -> dict[str, Any]:
@@ -269,12 +269,15 @@ class Parts:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run continues from; every process must call this."""
+        """Everything that a resumed run continues from, gathered on the first process.
+
+        Every process must call this.
+        """
         average = {} if self.average is None else {"average": self.average.state_dict()}
         return {
             **average,
             "state_dict": self.weights(),
-            "optimizer": _whole(self.optimizer.state_dict()),
+            "optimizer": _handed_in(self.optimizer.state_dict()),
             "schedule": self.schedule.state_dict() if self.schedule else {},
             "method": self.method.state_dict(),
         }
@@ -343,5 +346,5 @@ def placed(data: Data, device: torch.device) -> Data:
     return data.to(device) if data.nbytes <= free / 2 else data
 
 
-def _whole(state: Any) -> Any:
-    return tree_map(lambda x: distributed.whole(x) if isinstance(x, Tensor) else x, state)
+def _handed_in(state: Any) -> Any:
+    return tree_map(lambda x: distributed.handed_in(x) if isinstance(x, Tensor) else x, state)

@@ -23,6 +23,8 @@ from evenly.nn import LateFusion
 
 PATIENCE = timedelta(minutes=30)
 """Time that ranks wait for each other: one of them writes checkpoints and inspects the result."""
+PAUSE = timedelta(days=30)
+"""Time that they wait for work that may take long. If a rank ends, the others end at once."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,13 @@ def _is_task() -> bool:
 
 
 def _slurm_address() -> str:
-    """The first node of a job, and a port that only its tasks use."""
-    nodes = os.environ["SLURM_JOB_NODELIST"]
+    """The first node of a step, and a port that only its tasks use."""
+    told = os.environ
+    nodes = told.get("SLURM_STEP_NODELIST") or told["SLURM_JOB_NODELIST"]
     first = re.sub(r"\[(\d+).*", r"\1", nodes.partition(",")[0])
-    return f"tcp://{first}:{20_000 + int(os.environ['SLURM_JOB_ID']) % 20_000}"
+    # Steps of a job, and jobs with consecutive numbers, may share a node.
+    number = int(told["SLURM_JOB_ID"]) + 7919 * int(told.get("SLURM_STEP_ID", 0))
+    return f"tcp://{first}:{20_000 + number % 20_000}"
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,17 @@ class Place:
         """Waits for the other processes."""
         if self.world > 1:
             dist.barrier()
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """After the block, waits for the other processes, however long they take in it."""
+        if self.world == 1:
+            yield
+            return
+        group = dist.new_group(timeout=PAUSE, backend="gloo")
+        yield
+        dist.barrier(group)
+        dist.destroy_process_group(group)
 
     def any(self, said: bool) -> bool:
         """Whether it is true on any of the processes."""

@@ -155,7 +155,9 @@ class Record:
         self.rows.append(row)
         if self.best_epoch < 0 or self._score(row) > self._score(self.rows[self.best_epoch]):
             self.best_epoch = self.epoch
-            self._weights = {k: x.clone() for k, x in self.parts.judged().items()}
+            weights = self.parts.judged()
+            if self.parts.place.is_first:
+                self._weights = {k: x.clone() for k, x in weights.items()}
         self.epoch += 1
         training = self.parts.cell.training
         due = time.monotonic() - self._written >= training.checkpoint_every
