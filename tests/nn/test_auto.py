@@ -349,6 +349,32 @@ def test_what_a_checkpoint_says_is_read_for_settings_alone(folder):
     assert again.model.config._attn_implementation != "a/b"
 
 
+def without(place, model, *lost, prefix=""):
+    """Writes the weights again, without these or under other names."""
+    kept = {prefix + k: x for k, x in model.state_dict().items() if not k.startswith(lost)}
+    model.save_pretrained(place, state_dict=kept)
+
+
+def test_weights_that_are_missing_are_never_random(folder):
+    place, model = folder("bert")
+    shape = of("text", 8, 40)
+    without(place, model, "pooler.")
+    Auto(shape, place, freeze=True)
+    with pytest.raises(
+        ValueError, match=r"lack 'pooler\.dense\.bias' and 1 more, .*\. Give pool=mean, cls"
+    ):
+        Auto(shape, place, pool="pooler")
+    without(place, model, prefix="net.")
+    with pytest.raises(ValueError, match=r"and \d+ more, which would stay random\. Give a folder"):
+        Auto(shape, place, freeze=True)
+    tower = "vision_model.encoder.layers.1."
+    place, model = folder("clip")
+    without(place, model, tower)
+    Auto(of("text", 8, 40), place)  # whose tower is complete
+    with pytest.raises(ValueError, match=r"lack 'vision_model\.encoder\.layers\.1\.[\w.]+' and"):
+        Auto(of("image", 3, 32, 32), place)
+
+
 def test_changes_to_the_configuration(folder):
     place, _ = folder("clip")
     encoder = Auto(of("image", 3, 32, 32), place, config={"attention_dropout": 0.3})

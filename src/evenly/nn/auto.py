@@ -1,7 +1,7 @@
 """Any encoder that Transformers' AutoModel loads, with the preprocessing it was trained with."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from evenly.nn.prepared import check_sound, check_tokens, filler
 from evenly.nn.pretrained import (
     Config,
     all_there,
+    check_whole,
     filled,
     fit_positions,
     is_there,
@@ -115,7 +116,7 @@ class Auto(Tokened):
         super().__init__()
         if pool not in (None, *POOLS):
             raise unknown("pooling of auto", str(pool), POOLS)
-        model, self._config = _loaded(pretrained, modality, config or {})
+        model, self._config, missing = _loaded(pretrained, modality, config or {})
         self.model, is_tower = _taken(model, modality)
         self.pool: str = pool or ("pooler" if is_tower else "mean")
         # Data that a run was trained on have been checked.
@@ -123,6 +124,7 @@ class Auto(Tokened):
         sizes: Any = self.model.config
         name = pretrained if isinstance(pretrained, str) else sizes.model_type
         self.takes = _takes(name, self.model, modality)
+        check_whole(name, model, self.model, missing, pools=self.pool == "pooler")
         made = int(getattr(sizes, "hidden_size", 0) or sizes.hidden_sizes[-1])
         self.out_features = width or made
         self.behind: nn.Module = nn.Identity()
@@ -456,9 +458,11 @@ def _pair(size: Any) -> list[int] | None:
 
 def _loaded(
     pretrained: str | Config, modality: Modality, changes: Mapping[str, Any]
-) -> tuple[Any, Config]:
-    """A model, and its configuration for a checkpoint."""
+) -> tuple[Any, Config, Iterable[str]]:
+    """A model, its configuration for a checkpoint, and the names without weights in a folder."""
     from transformers import AutoConfig, AutoModel
+
+    missing: Iterable[str] = ()
 
     if isinstance(pretrained, dict):
         asked = pretrained["model"]
@@ -469,10 +473,13 @@ def _loaded(
             whole = AutoConfig.from_pretrained(place, trust_remote_code=False)
             _change(whole, modality, changes)
             try:
-                model = AutoModel.from_pretrained(place, config=whole, trust_remote_code=False)
+                model, info = AutoModel.from_pretrained(
+                    place, config=whole, trust_remote_code=False, output_loading_info=True
+                )
             except RuntimeError as error:  # weights of another size
                 raise ValueError(str(error).strip()) from error
-    return model.float(), settings_of(whole)
+        missing = info["missing_keys"]
+    return model.float(), settings_of(whole), missing
 
 
 def _known(asked: Config) -> Config:

@@ -9,7 +9,7 @@ statistics of the training split.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,11 @@ from evenly.nn.tokens import Tokened, Tokens
 from evenly.suggest import unknown
 
 Config = dict[str, Any]
+
+_UNREAD = frozenset({"mask_token", "masked_spec_embed", "num_batches_tracked"})
+"""Parts of a model that no features depend on."""
+_POOLING = frozenset({"pooler", "head"})
+"""Parts that only the model's own pooling reads."""
 
 
 class _Named(nn.Module):
@@ -110,11 +115,16 @@ def _model(name: str, pretrained: str | Config, config: Mapping[str, Any]) -> nn
         made: nn.Module = AutoModel.from_config(AutoConfig.for_model(name, **config))
         return made
     with opening(pretrained) as place:
-        loaded: nn.Module = AutoModel.from_pretrained(place, trust_remote_code=False, **config)
-    found: Any = loaded.config
-    if found.model_type != name:
-        raise UserError(f"'{pretrained}' holds a model of the type {found.model_type}, not {name}.")
-    return loaded.float().train()
+        loaded, info = AutoModel.from_pretrained(
+            place, trust_remote_code=False, output_loading_info=True, **config
+        )
+    if loaded.config.model_type != name:
+        raise UserError(
+            f"'{pretrained}' holds a model of the type {loaded.config.model_type}, not {name}."
+        )
+    check_whole(pretrained, loaded, loaded, info["missing_keys"])
+    ready: nn.Module = loaded.float().train()
+    return ready
 
 
 @contextmanager
@@ -131,6 +141,40 @@ def opening(pretrained: str) -> Iterator[str]:
             f"no weights found at '{pretrained}' ({str(error).splitlines()[0]}). Give the "
             "folder of a model, as written by model.save_pretrained."
         ) from error
+
+
+def check_whole(
+    place: str, model: nn.Module, used: nn.Module, missing: Iterable[str], *, pools: bool = False
+) -> None:
+    """Raises if weights that features depend on were missing, since they would be random.
+
+    Args:
+        place: The folder or name that they were read from.
+        model: The model that was loaded.
+        used: The part of it that encodes.
+        missing: The names that had no weights, as the model writes them.
+        pools: Whether the model's own pooling is used.
+    """
+    unread = _UNREAD if pools else _UNREAD | _POOLING
+    whole = model.state_dict(keep_vars=True)
+    mine = {id(value) for value in used.state_dict(keep_vars=True).values()}
+    lost = [
+        key
+        for key in sorted(missing)
+        if (key not in whole or id(whole[key]) in mine) and unread.isdisjoint(key.split("."))
+    ]
+    if not lost:
+        return
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    is_pooling = pools and all(not _POOLING.isdisjoint(key.split(".")) for key in lost)
+    step = (
+        "Give pool=mean, cls or last, which need no pooler."
+        if is_pooling
+        else "Give a folder that save_pretrained wrote for this model."
+    )
+    raise UserError(
+        f"the weights at '{place}' lack '{lost[0]}'{more}, which would stay random. {step}"
+    )
 
 
 class _Pictures(_Named):
