@@ -249,6 +249,16 @@ def test_waveforms(name, normalise, folder):
     )
 
 
+def test_an_adapter_behind_waveforms_is_refused(folder):
+    """Sounds of unequal lengths would be encoded without it, and of equal lengths with it."""
+    place, _ = folder("wav2vec2")
+    config = transformers.Wav2Vec2Config(**WAVE, add_adapter=True)
+    transformers.Wav2Vec2Model(config).save_pretrained(place)
+    with pytest.raises(ValueError, match=r"add_adapter=true .*\. Give config={add_adapter: false}"):
+        Auto(of("sequence", 800, 1), place)
+    Auto(of("sequence", 800, 1), place, config={"add_adapter": False})
+
+
 def test_waveforms_for_whisper(folder):
     processor = transformers.WhisperFeatureExtractor(feature_size=80, chunk_length=1)
     place, model = folder("whisper", processor)

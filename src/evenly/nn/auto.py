@@ -17,6 +17,7 @@ from evenly.nn.prepared import check_sound, check_tokens, filler
 from evenly.nn.pretrained import (
     Config,
     all_there,
+    check_adapter,
     check_whole,
     filled,
     fit_positions,
@@ -315,6 +316,7 @@ class Auto(Tokened):
                     f"{self.longest / (known.rate or 1):g})."
                 )
         elif self.takes == "waves":
+            check_adapter(f"'{name}'", self.model)
             if known.normalise is None:
                 self.standardise = Standardise(modality)
         else:

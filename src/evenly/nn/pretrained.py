@@ -351,12 +351,7 @@ class Wav2Vec(_Named, Tokened):
         _check_channel(self, modality, modality.shape[1])
         calm = {"apply_spec_augment": False, "layerdrop": 0.0, "add_adapter": False}
         super().__init__("wav2vec2", pretrained, {**calm, **(config or {})})
-        parts: Any = self.model
-        if parts.adapter is not None:
-            raise UserError(
-                "Wav2Vec: add_adapter=true makes fewer tokens of a sound, which nothing here "
-                "reads. Leave it out."
-            )
+        check_adapter("Wav2Vec", self.model)
         if isinstance(pretrained, str) and pretrained:
             _check_sound(pretrained, modality, "waves")
         self.standardise = Standardise(modality)
@@ -378,6 +373,15 @@ class Wav2Vec(_Named, Tokened):
         """
         sound, count = filled(self.model, x)
         return waves(self.model, self.standardise(sound), count)
+
+
+def check_adapter(name: str, model: nn.Module) -> None:
+    """Raises if a model of wav2vec's family has an adapter, which `waves` does not run."""
+    if getattr(model, "adapter", None) is not None:
+        raise UserError(
+            f"{name}: add_adapter=true makes fewer tokens of a sound, which nothing here reads. "
+            "Give config={add_adapter: false}."
+        )
 
 
 def filled(model: nn.Module, x: Padded) -> tuple[Float[Tensor, "n t 1"], Int[Tensor, " n"]]:
