@@ -491,6 +491,13 @@ def test_frozen_whole_or_by_layers(name, folder):
         Auto(LAYERS[name], place, freeze=3)
 
 
+def test_what_a_model_itself_keeps_fixed_stays_fixed(folder):
+    """The sinusoids that are Whisper's positions."""
+    encoder = Auto(LAYERS["whisper"], folder("whisper")[0])
+    fixed = [key for key, p in encoder.model.named_parameters() if not p.requires_grad]
+    assert fixed == ["embed_positions.weight"]
+
+
 def test_what_is_frozen_has_no_dropout_and_stays(folder):
     place, _ = folder("bert")
     encoder = Auto(of("text", 8, 40), place, freeze=True, width=4)

@@ -385,8 +385,10 @@ class Auto(Tokened):
 
 def _freeze(name: str, model: nn.Module, freeze: bool | int) -> None:
     """Freezes parameters: all, or those of the first layers and before them."""
-    if freeze is True or not freeze:
-        model.requires_grad_(not freeze)
+    if not freeze:  # the model itself may have fixed parameters, such as Whisper's positions
+        return
+    if freeze is True:
+        model.requires_grad_(False)
         return
     count = _sizes(model).get("num_hidden_layers") or _sizes(model).get("encoder_layers")
     part, layers = "", nn.ModuleList()
@@ -481,7 +483,21 @@ def _loaded(
             except RuntimeError as error:  # weights of another size
                 raise ValueError(str(error).strip()) from error
         missing = info["missing_keys"]
+        _keep_fixed(model, whole)
     return model.float(), settings_of(whole), missing
+
+
+def _keep_fixed(model: nn.Module, whole: Any) -> None:
+    """Fixes what a new model has fixed, such as Whisper's sinusoids, which loading may not keep."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModel
+
+    with torch.random.fork_rng([]), init_empty_weights():
+        new = AutoModel.from_config(whole)
+    fixed = {key for key, parameter in new.named_parameters() if not parameter.requires_grad}
+    for key, parameter in model.named_parameters():
+        if key in fixed:
+            parameter.requires_grad_(False)
 
 
 def _known(asked: Config) -> Config:
