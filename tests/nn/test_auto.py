@@ -30,7 +30,20 @@ CONFIGS = {
     "ast": transformers.ASTConfig(**SMALL, num_mel_bins=32, max_length=50),
     "hubert": transformers.HubertConfig(**WAVE),
     "wav2vec2": transformers.Wav2Vec2Config(**WAVE),
+    "wav2vec2 of the large kind": transformers.Wav2Vec2Config(
+        **WAVE, feat_extract_norm="layer", do_stable_layer_norm=True
+    ),
     "whisper": transformers.WhisperConfig(**WHISPER),
+    "bart": transformers.BartConfig(
+        **{k: v for k, v in WHISPER.items() if "mel" not in k and "source" not in k},
+        max_position_embeddings=12,
+    ),
+    "deberta": transformers.DebertaV2Config(
+        **{**WORDS, "pad_token_id": 0},
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        norm_rel_ebd="layer_norm",
+    ),
     "bert": transformers.BertConfig(**{**WORDS, "pad_token_id": 0}),
     "roberta": transformers.RobertaConfig(**{**WORDS, "max_position_embeddings": 14}),
     "modernbert": transformers.ModernBertConfig(
@@ -489,6 +502,57 @@ def test_frozen_whole_or_by_layers(name, folder):
     assert [layer.training for layer in layers] == [False, True]
     with pytest.raises(ValueError, match="has 2 layers, and freeze=3 was asked for"):
         Auto(LAYERS[name], place, freeze=3)
+
+
+STILL = {
+    "clip": LAYERS["clip"], "bert": LAYERS["bert"], "hubert": LAYERS["hubert"],
+    "wav2vec2 of the large kind": of("sequence", 800, 1), "whisper": LAYERS["whisper"],
+    "bart": of("text", 8, 20), "deberta": of("text", 8, 40),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STILL)
+def test_frozen_layers_give_the_same_in_training(name, folder):
+    """Though dropout is everywhere, and a step moves all that is trained."""
+    place, _ = folder(name)
+    dropout = {"clip": "attention_dropout", "whisper": "dropout", "bart": "dropout"}
+    config = {dropout.get(name, "hidden_dropout"): 0.5}
+    if name in ("bert", "deberta"):
+        config = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    elif LAYERS.get(name, STILL[name]).kind == "sequence" and name != "whisper":
+        config |= {"feat_proj_dropout": 0.5}
+    encoder = Auto(STILL[name], place, freeze=1, config=config)
+    layers = [x for x in encoder.modules() if isinstance(x, torch.nn.ModuleList)][-1]
+    seen = []
+    for layer in layers:
+        layer.register_forward_hook(lambda _, given, found: seen.append(found))
+    torch.manual_seed(1)
+    x = {
+        "clip": lambda: pictures(2, 3, 32, 32),
+        "bart": texts,
+        "bert": texts,
+        "deberta": texts,
+    }.get(name, lambda: torch.randn(2, STILL[name].shape[0], 1))()
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    encoder(x).square().sum().backward()
+    torch.optim.SGD(trained, 0.1).step()
+    encoder(x)
+    first, later, again, changed = (x[0] if isinstance(x, tuple) else x for x in seen)
+    assert torch.equal(first, again)
+    assert not torch.equal(later, changed)
+
+
+AFTER = {"wav2vec2 of the large kind": "encoder.layer_norm.", "whisper": "layer_norm.",
+         "clip": "post_layernorm."}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AFTER)
+def test_what_comes_after_all_layers_is_trained(name, folder):
+    encoder = Auto(STILL[name], folder(name)[0], freeze=2)
+    found = dict(encoder.model.named_parameters())
+    assert {key for key in found if found[key].requires_grad and "masked" not in key} == {
+        key for key in found if AFTER[name] in key and "layers." not in key
+    }
 
 
 def test_what_a_model_itself_keeps_fixed_stays_fixed(folder):

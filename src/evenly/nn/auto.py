@@ -1,7 +1,7 @@
 """Any encoder that Transformers' AutoModel loads, with the preprocessing it was trained with."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from evenly.nn.pretrained import (
     is_there,
     mean_of,
     opening,
+    samples_of,
     settings_of,
     waves,
 )
@@ -102,7 +103,7 @@ class Auto(Tokened):
                 with it, and `mean` for all others.
             config: Changes to the configuration.
             freeze: Whether the model stays fixed, in evaluation mode; or how many of its first
-                layers do, with everything before them.
+                layers do, with everything that their output depends on.
             width: Width of a layer after the model (norm, linear, GELU) that is always trained; 0
                 for none.
             lora: Rank of adapters (Hu et al., ICLR 2022) on all its linear layers, which are
@@ -143,10 +144,16 @@ class Auto(Tokened):
             self._take_texts(name, modality)
         else:
             self._take_sound(name, modality)
+        self._still: list[nn.Module] = []  # what stays in evaluation mode, each by itself
         if lora:
             _adapt(name, self.model, lora, freeze)
-        else:
-            _freeze(name, self.model, freeze)
+        elif freeze is True:
+            self.model.requires_grad_(False)
+        elif freeze:
+            self.eval()
+            self._still = _freeze(
+                name, self.model, freeze, lambda: self._made(self._tiny(modality))
+            )
         if checkpointing:
             _checkpoint(name, self.model)
         self.train()
@@ -158,6 +165,8 @@ class Auto(Tokened):
             own = list(part.parameters())
             if own and not any(p.requires_grad for p in own):
                 part.eval()
+        for part in self._still:
+            part.training = False
         return self
 
     def configuration(self) -> Config:
@@ -217,6 +226,18 @@ class Auto(Tokened):
         if self.takes != "pictures" or (isinstance(x, Tensor) and x.dim() == 4):
             return None
         return Frames(x, training=self.training)
+
+    def _tiny(self, modality: Modality) -> Any:
+        """An input that takes little to pass through the model."""
+        device = next(self.model.parameters()).device
+        if self.takes == "tokens":
+            ids = torch.ones(1, 2, dtype=torch.int32, device=device)
+            return Padded(ids, torch.tensor([2], device=device))
+        if self.takes in ("waves", "mel"):
+            steps = samples_of(self.model, 2) if self.takes == "waves" else 2 * self.processor.hop
+            return torch.zeros(1, steps, 1, device=device)
+        shape = modality.shape[-3:] if self.takes == "pictures" else modality.shape
+        return torch.zeros(1, *shape, device=device)
 
     def _made(self, x: Any) -> _Made:
         if self.takes == "tokens":
@@ -383,26 +404,81 @@ class Auto(Tokened):
         return Tokens(steps, is_there(Padded(steps, ((frames + 1) // 2).clamp_min(1))))
 
 
-def _freeze(name: str, model: nn.Module, freeze: bool | int) -> None:
-    """Freezes parameters: all, or those of the first layers and before them."""
-    if not freeze:  # the model itself may have fixed parameters, such as Whisper's positions
-        return
-    if freeze is True:
-        model.requires_grad_(False)
-        return
-    count = _sizes(model).get("num_hidden_layers") or _sizes(model).get("encoder_layers")
-    part, layers = "", nn.ModuleList()
-    for key, found in model.named_modules():  # there may be as many convolutions before them
-        if isinstance(found, nn.ModuleList) and len(found) == count:
-            part, layers = key, found
-    if not 0 < freeze <= len(layers):
+def _freeze(name: str, model: nn.Module, count: int, passing: Callable[[], Any]) -> list[nn.Module]:
+    """Freezes the first layers and all that they depend on, which a pass through the model finds.
+
+    Args:
+        name: What to call the model.
+        model: The model, in evaluation mode.
+        count: How many layers.
+        passing: Passes an input through the model.
+
+    Returns:
+        The modules that have to stay in evaluation mode, each by itself, for the layers to give
+        the same. Modules around the layers are among them, for functional dropout before these.
+    """
+    layers = _layers(model)
+    if not 0 < count <= len(layers):
         has = f"has {len(layers)} layers" if layers else "has no countable layers"
-        raise UserError(f"'{name}' {has}, and freeze={freeze} was asked for. Give true, or fewer.")
-    last = [f"{part}.{freeze - 1}.{key}" for key, _ in layers[freeze - 1].named_parameters()][-1]
-    for key, parameter in model.named_parameters():  # in the order of the forward pass
+        raise UserError(f"'{name}' {has}, and freeze={count} was asked for. Give true, or fewer.")
+    begun, needed = _until(layers[count - 1], model, passing)
+    still = [part for layer in layers[:count] for part in layer.modules()]
+    for parameter in (*needed, *(p for part in still for p in part.parameters())):
         parameter.requires_grad_(False)
-        if key == last:
-            break
+    return [*begun, *still]
+
+
+def _layers(model: nn.Module) -> Sequence[nn.Module]:
+    count = _sizes(model).get("num_hidden_layers") or _sizes(model).get("encoder_layers")
+    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
+    # There may be as many convolutions before them.
+    return [*next((part for part in reversed(lists) if len(part) == count), ())]
+
+
+def _until(
+    last: nn.Module, model: nn.Module, passing: Callable[[], Any]
+) -> tuple[list[nn.Module], list[Tensor]]:
+    """The modules that run up to the end of a layer, and the trained parameters behind its output.
+
+    Order of registration does not tell: a norm that is registered after the layers may come before.
+    """
+    begun: list[nn.Module] = []
+    before: list[nn.Module] = []
+    needed: list[Tensor] = []
+
+    def end(_part: nn.Module, _given: Any, found: Any) -> None:
+        before.extend(begun)
+        needed.extend(_leaves(found))
+
+    hooks = [
+        part.register_forward_pre_hook(lambda part, _given: begun.append(part))
+        for part in model.modules()
+    ]
+    hooks.append(last.register_forward_hook(end))
+    # The graph tells all, so no activation has to be kept for gradients.
+    unsaved = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None)
+    try:
+        with torch.enable_grad(), torch.random.fork_rng([]), unsaved:
+            passing()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return before, needed
+
+
+def _leaves(found: Any) -> list[Tensor]:
+    """The parameters that tensors were computed from."""
+    several = found if isinstance(found, (tuple, list)) else [found]
+    nodes = [x.grad_fn for x in several if isinstance(x, Tensor) and x.grad_fn is not None]
+    seen, leaves = set(nodes), []
+    while nodes:
+        node: Any = nodes.pop()
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        after = [n for n, _ in node.next_functions if n is not None and n not in seen]
+        seen.update(after)
+        nodes += after
+    return leaves
 
 
 def _adapt(name: str, model: nn.Module, rank: int, freeze: bool | int) -> None:

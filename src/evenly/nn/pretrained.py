@@ -393,8 +393,8 @@ def filled(model: nn.Module, x: Padded) -> tuple[Float[Tensor, "n t 1"], Int[Ten
     """
     sound = x.values.masked_fill(~is_there(x)[..., None], 0)
     # An exported program needs two tokens, since it would treat one as the only possible number.
-    sound = nn.functional.pad(sound, (0, 0, 0, max(0, _samples(model, 2) - sound.shape[1])))
-    return sound, x.length.clamp_min(_samples(model, 1))
+    sound = nn.functional.pad(sound, (0, 0, 0, max(0, samples_of(model, 2) - sound.shape[1])))
+    return sound, x.length.clamp_min(samples_of(model, 1))
 
 
 def waves(model: nn.Module, sound: Float[Tensor, "n t 1"], count: Int[Tensor, " n"]) -> Tokens:
@@ -424,7 +424,7 @@ def waves(model: nn.Module, sound: Float[Tensor, "n t 1"], count: Int[Tensor, " 
     return Tokens(parts.encoder(steps, attention_mask=there).last_hidden_state, there)
 
 
-def _samples(model: nn.Module, tokens: int) -> int:
+def samples_of(model: nn.Module, tokens: int) -> int:
     """Number of sound samples that make so many tokens."""
     sizes: Any = model.config
     length = tokens
