@@ -38,6 +38,10 @@ CONFIGS = {
         **{k: v for k, v in WHISPER.items() if "mel" not in k and "source" not in k},
         max_position_embeddings=12,
     ),
+    "convbert": transformers.ConvBertConfig(**{**WORDS, "pad_token_id": 0}, embedding_size=16),
+    "fnet": transformers.FNetConfig(hidden_size=16, num_hidden_layers=2, vocab_size=40),
+    "data2vec": transformers.Data2VecAudioConfig(**WAVE),
+    "conformer": transformers.Wav2Vec2ConformerConfig(**WAVE, conv_depthwise_kernel_size=7),
     "deberta": transformers.DebertaV2Config(
         **{**WORDS, "pad_token_id": 0},
         relative_attention=True,
@@ -270,6 +274,25 @@ def test_an_adapter_behind_waveforms_is_refused(folder):
     with pytest.raises(ValueError, match=r"add_adapter=true .*\. Give config={add_adapter: false}"):
         Auto(of("sequence", 800, 1), place)
     Auto(of("sequence", 800, 1), place, config={"add_adapter": False})
+
+
+def test_texts_that_padding_would_change_are_refused(folder):
+    for name in ("convbert", "fnet"):
+        with pytest.raises(
+            ValueError, match=rf"{name}' \(\w+\) mixes padding into its tokens, .*text"
+        ):
+            Auto(of("text", 8, 40), folder(name)[0])
+
+
+@pytest.mark.parametrize("name", ["data2vec", "conformer"])
+def test_sounds_that_padding_would_change_have_one_length(name, folder):
+    encoder = Auto(of("sequence", 800, 1), folder(name)[0])
+    x = torch.randn(2, 800, 1)
+    assert encoder(x).shape == (2, 16)
+    with pytest.raises(
+        ValueError, match=r"takes sounds of one length only\. Read them with wave\(s"
+    ):
+        encoder(Padded(x, torch.tensor([800, 500])))
 
 
 def test_waveforms_for_whisper(folder):

@@ -138,19 +138,27 @@ class Auto(Tokened):
             else Processor(**pretrained["processor"])
         )
         self.longest: int | None = None
+        self._sees_padding = False
+        self._still: list[nn.Module] = []  # what stays in evaluation mode, each by itself
         if self.takes in ("pictures", "clips"):
             self._take_pictures(name, modality)
         elif self.takes == "tokens":
             self._take_texts(name, modality)
         else:
             self._take_sound(name, modality)
-        self._still: list[nn.Module] = []  # what stays in evaluation mode, each by itself
+        self.eval()  # for passes that try it
+        if self.takes in ("tokens", "waves"):
+            self._sees_padding = self._depends_on_padding()
+        if self._sees_padding and self.takes == "tokens":
+            raise UserError(
+                f"'{name}' ({type(self.model).__name__}) mixes padding into its tokens, so "
+                "features of a text would depend on the texts beside it. Give another encoder."
+            )
         if lora:
             _adapt(name, self.model, lora, freeze)
         elif freeze is True:
             self.model.requires_grad_(False)
         elif freeze:
-            self.eval()
             self._still = _freeze(
                 name, self.model, freeze, lambda: self._made(self._tiny(modality))
             )
@@ -226,6 +234,32 @@ class Auto(Tokened):
         if self.takes != "pictures" or (isinstance(x, Tensor) and x.dim() == 4):
             return None
         return Frames(x, training=self.training)
+
+    @torch.no_grad()
+    def _depends_on_padding(self) -> bool:
+        """Tries whether the tokens of an input change beside one twice as long."""
+        device = next(self.model.parameters()).device
+        if self.takes == "tokens":
+            whole = min(6, self.longest or 6)
+            half = whole // 2
+            if self._is_full or not half:
+                return False
+            values = (torch.arange(whole, device=device) % self._count).expand(2, -1)
+        else:
+            half, whole = samples_of(self.model, 3), samples_of(self.model, 6)
+            values = torch.arange(whole, device=device).sin().expand(2, -1)[..., None]
+        lengths = torch.tensor([half, whole], device=device)
+        with torch.random.fork_rng([]):
+            alone = self._made(
+                Padded(values[:1, :half], lengths[:1])
+                if self.takes == "tokens"
+                else values[:1, :half]
+            ).tokens.steps[0]
+            beside = self._made(Padded(values, lengths)).tokens.steps[0, : len(alone)]
+        # In 32 bits, rounding changes 1e-5 of the largest; padding in a mean or convolution, 1e-2.
+        return len(alone) > len(beside) or bool(
+            ((alone - beside).abs() > 1e-3 * alone.abs().max()).any()
+        )
 
     def _tiny(self, modality: Modality) -> Any:
         """An input that takes little to pass through the model."""
@@ -362,6 +396,12 @@ class Auto(Tokened):
     def _of_waves(self, x: Shaped[Tensor, "n t 1"] | Padded) -> Tokens:
         """The tokens of waveforms, each as if alone."""
         if isinstance(x, Padded):
+            if self._sees_padding:
+                raise UserError(
+                    f"{type(self.model).__name__} mixes padding into its tokens, so it takes "
+                    "sounds of one length only. Read them with wave(seconds=...), or give another "
+                    "encoder."
+                )
             sound, count = filled(self.model, x)
             return waves(self.model, self._normed(sound, is_there(Padded(sound, x.length))), count)
         whole = torch.ones_like(x[..., 0], dtype=torch.bool)
@@ -633,10 +673,10 @@ def _takes(name: str, model: Any, modality: Modality) -> Takes:
         found = "tokens"
     elif main == "input_values" and given == "image" and "num_mel_bins" in sizes:
         found = "spectrogram" if shape[0] == 1 else None
-    elif given == "sequence" and shape[1] == 1 and hasattr(model, "feature_projection"):
-        found = "waves"
     elif given == "sequence" and shape[1] == 1 and sizes["model_type"] == "whisper":
         found = "mel"
+    elif given == "sequence" and shape[1] == 1 and hasattr(model, "feature_projection"):
+        found = "waves" if main == "input_values" else None
     if found is None:
         what = _READ_AS.get(main, f"'{main}', which no modality is read as")
         raise UserError(
