@@ -9,8 +9,9 @@ from test_pretrained import SMALL, WAVE
 from torch.nn.functional import pad
 
 from evenly.data import Modality, Padded
-from evenly.nn import ENCODERS
+from evenly.nn import ENCODERS, LateFusion
 from evenly.nn.auto import Auto
+from evenly.nn.heads import TOKEN_FUSIONS
 from evenly.nn.pretrained import configurations
 
 PICTURE = {**SMALL, "image_size": 32, "patch_size": 16}
@@ -493,6 +494,20 @@ def test_a_model_that_pools_nothing(folder):
     encoder = Auto(of("sequence", 800, 1), folder("hubert")[0], pool="pooler")
     with pytest.raises(ValueError, match="HubertModel has no pooling of its own"):
         encoder(torch.ones(2, 800, 1))
+
+
+@pytest.mark.parametrize("head", TOKEN_FUSIONS)
+def test_heads_that_take_the_first_token_refuse_another_pool(head, folder):
+    place, _ = folder("clip")
+
+    def fused(**settings):
+        return LateFusion({"x": Auto(of("image", 3, 32, 32), place, **settings)}, 2, head)
+
+    for pool in ("mean", "last", "pooler"):
+        with pytest.raises(ValueError, match=f"pool={pool} of encoder 'x' would have no effect. L"):
+            fused(pool=pool)
+    for settings in ({}, {"pool": "cls"}):
+        assert fused(**settings)({"x": pictures(2, 3, 32, 32)}).logits.shape == (2, 2)
 
 
 def test_every_parameter_learns(folder):

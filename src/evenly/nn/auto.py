@@ -120,6 +120,7 @@ class Auto(Tokened):
             raise unknown("pooling of auto", str(pool), POOLS)
         model, self._config, missing = _loaded(pretrained, modality, config or {})
         self.model, is_tower = _taken(model, modality)
+        self.asked_pool = pool
         self.pool: str = pool or ("pooler" if is_tower else "mean")
         # Data that a run was trained on have been checked.
         self._is_new = isinstance(pretrained, str)
