@@ -399,9 +399,10 @@ def trained_batchnorms(
     """
     own = [parameter.requires_grad for parameter in module.parameters()]
     is_trained = any(own) if own else is_trained
-    is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    if is_norm and module.track_running_stats and is_trained:
-        yield module
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if module.track_running_stats and is_trained:
+            yield module
+        return
     for child in module.children():
         yield from trained_batchnorms(child, is_trained)
 

@@ -497,7 +497,7 @@ def _until(
     ]
     hooks.append(last.register_forward_hook(end))
     # The graph tells all, so no activation has to be kept for gradients.
-    unsaved = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None)
+    unsaved = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda kept: kept)
     try:
         with torch.enable_grad(), torch.random.fork_rng([]), unsaved:
             passing()
