@@ -14,6 +14,7 @@ from torch.utils.data import (
 
 import evenly
 from evenly.loaders import shuffled, untouched
+from evenly.probe import trained_batchnorms
 from many_ranks import on_ranks
 from support import NAMES, Merging, Toy, forward, loaders, net, sgd, weights
 from unchecked import error_of
@@ -166,6 +167,28 @@ def test_batchnorm_statistics_are_those_of_the_training_split():
     assert norm.training
     other = model.encoders["aa"][1]
     assert torch.equal(other.running_mean, torch.zeros(4))
+
+
+def test_frozen_batchnorms_keep_their_statistics():
+    """As they came with weights, also where kept features mean that they never run."""
+    model = net()
+    model.encoders["a"].requires_grad_(False)
+    evenly.Probe(model, forward, *loaders(count=32)).reestimate_batchnorm(model.encoders.values())
+    frozen, trained = model.encoders["a"][1], model.encoders["aa"][1]
+    assert torch.equal(frozen.running_mean, torch.zeros(4))
+    assert frozen.num_batches_tracked == 0
+    assert trained.running_mean.any()
+
+
+def test_a_batchnorm_without_parameters_is_frozen_with_the_module_around_it():
+    def norm(**settings):
+        return nn.BatchNorm1d(2, **settings)
+
+    still = nn.Sequential(nn.Linear(2, 2), nn.Sequential(norm(affine=False))).requires_grad_(False)
+    whole = nn.Sequential(still, norm(affine=False), norm(), norm().requires_grad_(False))
+    assert list(trained_batchnorms(whole)) == [whole[1], whole[2]]
+    alone = norm(affine=False)
+    assert list(trained_batchnorms(alone)) == [alone]
 
 
 class TestOf:

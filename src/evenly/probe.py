@@ -342,13 +342,10 @@ class Probe:
 
         Args:
             modules: Where to look for BatchNorm layers; the rest of the model keeps its statistics.
+                Frozen layers keep theirs, too.
         """
-        layers: list[nn.modules.batchnorm._BatchNorm] = [
-            layer
-            for module in modules
-            for layer in module.modules()
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats
-        ]
+        found = (layer for module in modules for layer in trained_batchnorms(module))
+        layers = list(dict.fromkeys(found))
         if not layers:
             return
         momenta = [layer.momentum for layer in layers]
@@ -411,6 +408,28 @@ class Probe:
                 yield
         finally:
             distributed.reshard(self.model)
+
+
+def trained_batchnorms(
+    module: nn.Module, is_trained: bool = True
+) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+    """The BatchNorm layers in a module whose running statistics belong to what is trained.
+
+    A layer is left out if its parameters are frozen, or, if it has none, those of the nearest
+    module around it.
+
+    Args:
+        module: The module.
+        is_trained: Whether a module without parameters counts as trained.
+    """
+    own = [parameter.requires_grad for parameter in module.parameters()]
+    is_trained = any(own) if own else is_trained
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if module.track_running_stats and is_trained:
+            yield module
+        return
+    for child in module.children():
+        yield from trained_batchnorms(child, is_trained)
 
 
 def _empty(split: Split) -> UserError:

@@ -9,8 +9,9 @@ from test_pretrained import SMALL, WAVE
 from torch.nn.functional import pad
 
 from evenly.data import Modality, Padded
-from evenly.nn import ENCODERS
+from evenly.nn import ENCODERS, LateFusion
 from evenly.nn.auto import Auto
+from evenly.nn.heads import TOKEN_FUSIONS
 from evenly.nn.pretrained import configurations
 
 PICTURE = {**SMALL, "image_size": 32, "patch_size": 16}
@@ -30,7 +31,24 @@ CONFIGS = {
     "ast": transformers.ASTConfig(**SMALL, num_mel_bins=32, max_length=50),
     "hubert": transformers.HubertConfig(**WAVE),
     "wav2vec2": transformers.Wav2Vec2Config(**WAVE),
+    "wav2vec2 of the large kind": transformers.Wav2Vec2Config(
+        **WAVE, feat_extract_norm="layer", do_stable_layer_norm=True
+    ),
     "whisper": transformers.WhisperConfig(**WHISPER),
+    "bart": transformers.BartConfig(
+        **{k: v for k, v in WHISPER.items() if "mel" not in k and "source" not in k},
+        max_position_embeddings=12,
+    ),
+    "convbert": transformers.ConvBertConfig(**{**WORDS, "pad_token_id": 0}, embedding_size=16),
+    "fnet": transformers.FNetConfig(hidden_size=16, num_hidden_layers=2, vocab_size=40),
+    "data2vec": transformers.Data2VecAudioConfig(**WAVE),
+    "conformer": transformers.Wav2Vec2ConformerConfig(**WAVE, conv_depthwise_kernel_size=7),
+    "deberta": transformers.DebertaV2Config(
+        **{**WORDS, "pad_token_id": 0},
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        norm_rel_ebd="layer_norm",
+    ),
     "bert": transformers.BertConfig(**{**WORDS, "pad_token_id": 0}),
     "roberta": transformers.RobertaConfig(**{**WORDS, "max_position_embeddings": 14}),
     "modernbert": transformers.ModernBertConfig(
@@ -249,6 +267,35 @@ def test_waveforms(name, normalise, folder):
     )
 
 
+def test_an_adapter_behind_waveforms_is_refused(folder):
+    """Sounds of unequal lengths would be encoded without it, and of equal lengths with it."""
+    place, _ = folder("wav2vec2")
+    config = transformers.Wav2Vec2Config(**WAVE, add_adapter=True)
+    transformers.Wav2Vec2Model(config).save_pretrained(place)
+    with pytest.raises(ValueError, match=r"add_adapter=true .*\. Give config={add_adapter: false}"):
+        Auto(of("sequence", 800, 1), place)
+    Auto(of("sequence", 800, 1), place, config={"add_adapter": False})
+
+
+def test_texts_that_padding_would_change_are_refused(folder):
+    for name in ("convbert", "fnet"):
+        with pytest.raises(
+            ValueError, match=rf"{name}' \(\w+\) mixes padding into its tokens, .*text"
+        ):
+            Auto(of("text", 8, 40), folder(name)[0])
+
+
+@pytest.mark.parametrize("name", ["data2vec", "conformer"])
+def test_sounds_that_padding_would_change_have_one_length(name, folder):
+    encoder = Auto(of("sequence", 800, 1), folder(name)[0])
+    x = torch.randn(2, 800, 1)
+    assert encoder(x).shape == (2, 16)
+    with pytest.raises(
+        ValueError, match=r"takes sounds of one length only\. Read them with wave\(s"
+    ):
+        encoder(Padded(x, torch.tensor([800, 500])))
+
+
 def test_waveforms_for_whisper(folder):
     processor = transformers.WhisperFeatureExtractor(feature_size=80, chunk_length=1)
     place, model = folder("whisper", processor)
@@ -349,6 +396,32 @@ def test_what_a_checkpoint_says_is_read_for_settings_alone(folder):
     assert again.model.config._attn_implementation != "a/b"
 
 
+def without(place, model, *lost, prefix=""):
+    """Writes the weights again, without these or under other names."""
+    kept = {prefix + k: x for k, x in model.state_dict().items() if not k.startswith(lost)}
+    model.save_pretrained(place, state_dict=kept)
+
+
+def test_weights_that_are_missing_are_never_random(folder):
+    place, model = folder("bert")
+    shape = of("text", 8, 40)
+    without(place, model, "pooler.")
+    Auto(shape, place, freeze=True)
+    with pytest.raises(
+        ValueError, match=r"lack 'pooler\.dense\.bias' and 1 more, .*\. Give pool=mean, cls"
+    ):
+        Auto(shape, place, pool="pooler")
+    without(place, model, prefix="net.")
+    with pytest.raises(ValueError, match=r"and \d+ more, which would stay random\. Give a folder"):
+        Auto(shape, place, freeze=True)
+    tower = "vision_model.encoder.layers.1."
+    place, model = folder("clip")
+    without(place, model, tower)
+    Auto(of("text", 8, 40), place)  # whose tower is complete
+    with pytest.raises(ValueError, match=r"lack 'vision_model\.encoder\.layers\.1\.[\w.]+' and"):
+        Auto(of("image", 3, 32, 32), place)
+
+
 def test_changes_to_the_configuration(folder):
     place, _ = folder("clip")
     encoder = Auto(of("image", 3, 32, 32), place, config={"attention_dropout": 0.3})
@@ -423,6 +496,20 @@ def test_a_model_that_pools_nothing(folder):
         encoder(torch.ones(2, 800, 1))
 
 
+@pytest.mark.parametrize("head", TOKEN_FUSIONS)
+def test_heads_that_take_the_first_token_refuse_another_pool(head, folder):
+    place, _ = folder("clip")
+
+    def fused(**settings):
+        return LateFusion({"x": Auto(of("image", 3, 32, 32), place, **settings)}, 2, head)
+
+    for pool in ("mean", "last", "pooler"):
+        with pytest.raises(ValueError, match=f"pool={pool} of encoder 'x' would have no effect. L"):
+            fused(pool=pool)
+    for settings in ({}, {"pool": "cls"}):
+        assert fused(**settings)({"x": pictures(2, 3, 32, 32)}).logits.shape == (2, 2)
+
+
 def test_every_parameter_learns(folder):
     assert ENCODERS["auto"] is Auto
     encoder = Auto(of("image", 3, 32, 32), folder("clip")[0])
@@ -453,6 +540,64 @@ def test_frozen_whole_or_by_layers(name, folder):
     assert [layer.training for layer in layers] == [False, True]
     with pytest.raises(ValueError, match="has 2 layers, and freeze=3 was asked for"):
         Auto(LAYERS[name], place, freeze=3)
+
+
+STILL = {
+    "clip": LAYERS["clip"], "bert": LAYERS["bert"], "hubert": LAYERS["hubert"],
+    "wav2vec2 of the large kind": of("sequence", 800, 1), "whisper": LAYERS["whisper"],
+    "bart": of("text", 8, 20), "deberta": of("text", 8, 40),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STILL)
+def test_frozen_layers_give_the_same_in_training(name, folder):
+    """Though dropout is everywhere, and a step moves all that is trained."""
+    place, _ = folder(name)
+    dropout = {"clip": "attention_dropout", "whisper": "dropout", "bart": "dropout"}
+    config = {dropout.get(name, "hidden_dropout"): 0.5}
+    if name in ("bert", "deberta"):
+        config = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    elif LAYERS.get(name, STILL[name]).kind == "sequence" and name != "whisper":
+        config |= {"feat_proj_dropout": 0.5}
+    encoder = Auto(STILL[name], place, freeze=1, config=config)
+    layers = [x for x in encoder.modules() if isinstance(x, torch.nn.ModuleList)][-1]
+    seen = []
+    for layer in layers:
+        layer.register_forward_hook(lambda _, given, found: seen.append(found))
+    torch.manual_seed(1)
+    x = {
+        "clip": lambda: pictures(2, 3, 32, 32),
+        "bart": texts,
+        "bert": texts,
+        "deberta": texts,
+    }.get(name, lambda: torch.randn(2, STILL[name].shape[0], 1))()
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    encoder(x).square().sum().backward()
+    torch.optim.SGD(trained, 0.1).step()
+    encoder(x)
+    first, later, again, changed = (x[0] if isinstance(x, tuple) else x for x in seen)
+    assert torch.equal(first, again)
+    assert not torch.equal(later, changed)
+
+
+AFTER = {"wav2vec2 of the large kind": "encoder.layer_norm.", "whisper": "layer_norm.",
+         "clip": "post_layernorm."}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AFTER)
+def test_what_comes_after_all_layers_is_trained(name, folder):
+    encoder = Auto(STILL[name], folder(name)[0], freeze=2)
+    found = dict(encoder.model.named_parameters())
+    assert {key for key in found if found[key].requires_grad and "masked" not in key} == {
+        key for key in found if AFTER[name] in key and "layers." not in key
+    }
+
+
+def test_what_a_model_itself_keeps_fixed_stays_fixed(folder):
+    """The sinusoids that are Whisper's positions."""
+    encoder = Auto(LAYERS["whisper"], folder("whisper")[0])
+    fixed = [key for key, p in encoder.model.named_parameters() if not p.requires_grad]
+    assert fixed == ["embed_positions.weight"]
 
 
 def test_what_is_frozen_has_no_dropout_and_stays(folder):

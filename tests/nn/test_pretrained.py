@@ -208,6 +208,19 @@ def test_no_weights_there(tmp_path):
         ViT(modality("image", 3, 32, 32), pretrained=str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize("lost", ["encoder.layer.1.output.dense.weight", "pooler.dense.bias"])
+def test_weights_that_are_missing_are_never_random(lost, tmp_path):
+    """Those of a pooler that nothing reads may be."""
+    model = BERT(modality("text", 6, 20), config=SMALL).model
+    kept = {key: x for key, x in model.state_dict().items() if key != lost}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    if lost.startswith("pooler"):
+        BERT(modality("text", 6, 20), pretrained=str(tmp_path))
+    else:
+        with pytest.raises(ValueError, match=rf"lack '{lost}', which would stay random\. Give a f"):
+            BERT(modality("text", 6, 20), pretrained=str(tmp_path))
+
+
 @pytest.mark.parametrize("text", ["/weights", "./weights", "../weights", "~/weights", "a/b/c"])
 def test_what_can_only_be_a_path_is_not_asked_for_on_the_hub(text, monkeypatch, tmp_path):
     from transformers import AutoModel
@@ -222,7 +235,7 @@ def test_what_can_only_be_a_path_is_not_asked_for_on_the_hub(text, monkeypatch, 
 def test_names_and_folders_are_opened(text, monkeypatch, tmp_path):
     from transformers import AutoModel
 
-    def nothing(where, trust_remote_code):
+    def nothing(where, trust_remote_code, output_loading_info):
         assert trust_remote_code is False
         raise OSError(f"nothing in {where}\nand more")
 

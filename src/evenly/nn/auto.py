@@ -1,7 +1,7 @@
 """Any encoder that Transformers' AutoModel loads, with the preprocessing it was trained with."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,11 +17,14 @@ from evenly.nn.prepared import check_sound, check_tokens, filler
 from evenly.nn.pretrained import (
     Config,
     all_there,
+    check_adapter,
+    check_whole,
     filled,
     fit_positions,
     is_there,
     mean_of,
     opening,
+    samples_of,
     settings_of,
     waves,
 )
@@ -100,7 +103,7 @@ class Auto(Tokened):
                 with it, and `mean` for all others.
             config: Changes to the configuration.
             freeze: Whether the model stays fixed, in evaluation mode; or how many of its first
-                layers do, with everything before them.
+                layers do, with everything that their output depends on.
             width: Width of a layer after the model (norm, linear, GELU) that is always trained; 0
                 for none.
             lora: Rank of adapters (Hu et al., ICLR 2022) on all its linear layers, which are
@@ -115,14 +118,16 @@ class Auto(Tokened):
         super().__init__()
         if pool not in (None, *POOLS):
             raise unknown("pooling of auto", str(pool), POOLS)
-        model, self._config = _loaded(pretrained, modality, config or {})
+        model, self._config, missing = _loaded(pretrained, modality, config or {})
         self.model, is_tower = _taken(model, modality)
+        self.asked_pool = pool
         self.pool: str = pool or ("pooler" if is_tower else "mean")
         # Data that a run was trained on have been checked.
         self._is_new = isinstance(pretrained, str)
         sizes: Any = self.model.config
         name = pretrained if isinstance(pretrained, str) else sizes.model_type
         self.takes = _takes(name, self.model, modality)
+        check_whole(name, model, self.model, missing, pools=self.pool == "pooler")
         made = int(getattr(sizes, "hidden_size", 0) or sizes.hidden_sizes[-1])
         self.out_features = width or made
         self.behind: nn.Module = nn.Identity()
@@ -134,16 +139,30 @@ class Auto(Tokened):
             else Processor(**pretrained["processor"])
         )
         self.longest: int | None = None
+        self._sees_padding = False
+        self._still: list[nn.Module] = []  # what stays in evaluation mode, each by itself
         if self.takes in ("pictures", "clips"):
             self._take_pictures(name, modality)
         elif self.takes == "tokens":
             self._take_texts(name, modality)
         else:
             self._take_sound(name, modality)
+        self.eval()  # for passes that try it
+        if self.takes in ("tokens", "waves"):
+            self._sees_padding = self._depends_on_padding()
+        if self._sees_padding and self.takes == "tokens":
+            raise UserError(
+                f"'{name}' ({type(self.model).__name__}) mixes padding into its tokens, so "
+                "features of a text would depend on the texts beside it. Give another encoder."
+            )
         if lora:
             _adapt(name, self.model, lora, freeze)
-        else:
-            _freeze(name, self.model, freeze)
+        elif freeze is True:
+            self.model.requires_grad_(False)
+        elif freeze:
+            self._still = _freeze(
+                name, self.model, freeze, lambda: self._made(self._tiny(modality))
+            )
         if checkpointing:
             _checkpoint(name, self.model)
         self.train()
@@ -155,6 +174,8 @@ class Auto(Tokened):
             own = list(part.parameters())
             if own and not any(p.requires_grad for p in own):
                 part.eval()
+        for part in self._still:
+            part.training = False
         return self
 
     def configuration(self) -> Config:
@@ -214,6 +235,44 @@ class Auto(Tokened):
         if self.takes != "pictures" or (isinstance(x, Tensor) and x.dim() == 4):
             return None
         return Frames(x, training=self.training)
+
+    @torch.no_grad()
+    def _depends_on_padding(self) -> bool:
+        """Tries whether the tokens of an input change beside one twice as long."""
+        device = next(self.model.parameters()).device
+        if self.takes == "tokens":
+            whole = min(6, self.longest or 6)
+            half = whole // 2
+            if self._is_full or not half:
+                return False
+            values = (torch.arange(whole, device=device) % self._count).expand(2, -1)
+        else:
+            half, whole = samples_of(self.model, 3), samples_of(self.model, 6)
+            values = torch.arange(whole, device=device).sin().expand(2, -1)[..., None]
+        lengths = torch.tensor([half, whole], device=device)
+        with torch.random.fork_rng([]):
+            alone = self._made(
+                Padded(values[:1, :half], lengths[:1])
+                if self.takes == "tokens"
+                else values[:1, :half]
+            ).tokens.steps[0]
+            beside = self._made(Padded(values, lengths)).tokens.steps[0, : len(alone)]
+        # In 32 bits, rounding changes 1e-5 of the largest; padding in a mean or convolution, 1e-2.
+        return len(alone) > len(beside) or bool(
+            ((alone - beside).abs() > 1e-3 * alone.abs().max()).any()
+        )
+
+    def _tiny(self, modality: Modality) -> Any:
+        """An input that takes little to pass through the model."""
+        device = next(self.model.parameters()).device
+        if self.takes == "tokens":
+            ids = torch.ones(1, 2, dtype=torch.int32, device=device)
+            return Padded(ids, torch.tensor([2], device=device))
+        if self.takes in ("waves", "mel"):
+            steps = samples_of(self.model, 2) if self.takes == "waves" else 2 * self.processor.hop
+            return torch.zeros(1, steps, 1, device=device)
+        shape = modality.shape[-3:] if self.takes == "pictures" else modality.shape
+        return torch.zeros(1, *shape, device=device)
 
     def _made(self, x: Any) -> _Made:
         if self.takes == "tokens":
@@ -313,6 +372,7 @@ class Auto(Tokened):
                     f"{self.longest / (known.rate or 1):g})."
                 )
         elif self.takes == "waves":
+            check_adapter(f"'{name}'", self.model)
             if known.normalise is None:
                 self.standardise = Standardise(modality)
         else:
@@ -337,6 +397,12 @@ class Auto(Tokened):
     def _of_waves(self, x: Shaped[Tensor, "n t 1"] | Padded) -> Tokens:
         """The tokens of waveforms, each as if alone."""
         if isinstance(x, Padded):
+            if self._sees_padding:
+                raise UserError(
+                    f"{type(self.model).__name__} mixes padding into its tokens, so it takes "
+                    "sounds of one length only. Read them with wave(seconds=...), or give another "
+                    "encoder."
+                )
             sound, count = filled(self.model, x)
             return waves(self.model, self._normed(sound, is_there(Padded(sound, x.length))), count)
         whole = torch.ones_like(x[..., 0], dtype=torch.bool)
@@ -379,24 +445,81 @@ class Auto(Tokened):
         return Tokens(steps, is_there(Padded(steps, ((frames + 1) // 2).clamp_min(1))))
 
 
-def _freeze(name: str, model: nn.Module, freeze: bool | int) -> None:
-    """Freezes parameters: all, or those of the first layers and before them."""
-    if freeze is True or not freeze:
-        model.requires_grad_(not freeze)
-        return
-    count = _sizes(model).get("num_hidden_layers") or _sizes(model).get("encoder_layers")
-    part, layers = "", nn.ModuleList()
-    for key, found in model.named_modules():  # there may be as many convolutions before them
-        if isinstance(found, nn.ModuleList) and len(found) == count:
-            part, layers = key, found
-    if not 0 < freeze <= len(layers):
+def _freeze(name: str, model: nn.Module, count: int, passing: Callable[[], Any]) -> list[nn.Module]:
+    """Freezes the first layers and all that they depend on, which a pass through the model finds.
+
+    Args:
+        name: What to call the model.
+        model: The model, in evaluation mode.
+        count: How many layers.
+        passing: Passes an input through the model.
+
+    Returns:
+        The modules that have to stay in evaluation mode, each by itself, for the layers to give
+        the same. Modules around the layers are among them, for functional dropout before these.
+    """
+    layers = _layers(model)
+    if not 0 < count <= len(layers):
         has = f"has {len(layers)} layers" if layers else "has no countable layers"
-        raise UserError(f"'{name}' {has}, and freeze={freeze} was asked for. Give true, or fewer.")
-    last = [f"{part}.{freeze - 1}.{key}" for key, _ in layers[freeze - 1].named_parameters()][-1]
-    for key, parameter in model.named_parameters():  # in the order of the forward pass
+        raise UserError(f"'{name}' {has}, and freeze={count} was asked for. Give true, or fewer.")
+    begun, needed = _until(layers[count - 1], model, passing)
+    still = [part for layer in layers[:count] for part in layer.modules()]
+    for parameter in (*needed, *(p for part in still for p in part.parameters())):
         parameter.requires_grad_(False)
-        if key == last:
-            break
+    return [*begun, *still]
+
+
+def _layers(model: nn.Module) -> Sequence[nn.Module]:
+    count = _sizes(model).get("num_hidden_layers") or _sizes(model).get("encoder_layers")
+    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
+    # There may be as many convolutions before them.
+    return [*next((part for part in reversed(lists) if len(part) == count), ())]
+
+
+def _until(
+    last: nn.Module, model: nn.Module, passing: Callable[[], Any]
+) -> tuple[list[nn.Module], list[Tensor]]:
+    """The modules that run up to the end of a layer, and the trained parameters behind its output.
+
+    Order of registration does not tell: a norm that is registered after the layers may come before.
+    """
+    begun: list[nn.Module] = []
+    before: list[nn.Module] = []
+    needed: list[Tensor] = []
+
+    def end(_part: nn.Module, _given: Any, found: Any) -> None:
+        before.extend(begun)
+        needed.extend(_leaves(found))
+
+    hooks = [
+        part.register_forward_pre_hook(lambda part, _given: begun.append(part))
+        for part in model.modules()
+    ]
+    hooks.append(last.register_forward_hook(end))
+    # The graph tells all, so no activation has to be kept for gradients.
+    unsaved = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda kept: kept)
+    try:
+        with torch.enable_grad(), torch.random.fork_rng([]), unsaved:
+            passing()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return before, needed
+
+
+def _leaves(found: Any) -> list[Tensor]:
+    """The parameters that tensors were computed from."""
+    several = found if isinstance(found, (tuple, list)) else [found]
+    nodes = [x.grad_fn for x in several if isinstance(x, Tensor) and x.grad_fn is not None]
+    seen, leaves = set(nodes), []
+    while nodes:
+        node: Any = nodes.pop()
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        after = [n for n, _ in node.next_functions if n is not None and n not in seen]
+        seen.update(after)
+        nodes += after
+    return leaves
 
 
 def _adapt(name: str, model: nn.Module, rank: int, freeze: bool | int) -> None:
@@ -456,9 +579,11 @@ def _pair(size: Any) -> list[int] | None:
 
 def _loaded(
     pretrained: str | Config, modality: Modality, changes: Mapping[str, Any]
-) -> tuple[Any, Config]:
-    """A model, and its configuration for a checkpoint."""
+) -> tuple[Any, Config, Iterable[str]]:
+    """A model, its configuration for a checkpoint, and the names without weights in a folder."""
     from transformers import AutoConfig, AutoModel
+
+    missing: Iterable[str] = ()
 
     if isinstance(pretrained, dict):
         asked = pretrained["model"]
@@ -469,10 +594,27 @@ def _loaded(
             whole = AutoConfig.from_pretrained(place, trust_remote_code=False)
             _change(whole, modality, changes)
             try:
-                model = AutoModel.from_pretrained(place, config=whole, trust_remote_code=False)
+                model, info = AutoModel.from_pretrained(
+                    place, config=whole, trust_remote_code=False, output_loading_info=True
+                )
             except RuntimeError as error:  # weights of another size
                 raise ValueError(str(error).strip()) from error
-    return model.float(), settings_of(whole)
+        missing = info["missing_keys"]
+        _keep_fixed(model, whole)
+    return model.float(), settings_of(whole), missing
+
+
+def _keep_fixed(model: nn.Module, whole: Any) -> None:
+    """Fixes what a new model has fixed, such as Whisper's sinusoids, which loading may not keep."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModel
+
+    with torch.random.fork_rng([]), init_empty_weights():
+        new = AutoModel.from_config(whole)
+    fixed = {key for key, parameter in new.named_parameters() if not parameter.requires_grad}
+    for key, parameter in model.named_parameters():
+        if key in fixed:
+            parameter.requires_grad_(False)
 
 
 def _known(asked: Config) -> Config:
@@ -532,10 +674,10 @@ def _takes(name: str, model: Any, modality: Modality) -> Takes:
         found = "tokens"
     elif main == "input_values" and given == "image" and "num_mel_bins" in sizes:
         found = "spectrogram" if shape[0] == 1 else None
-    elif given == "sequence" and shape[1] == 1 and hasattr(model, "feature_projection"):
-        found = "waves"
     elif given == "sequence" and shape[1] == 1 and sizes["model_type"] == "whisper":
         found = "mel"
+    elif given == "sequence" and shape[1] == 1 and hasattr(model, "feature_projection"):
+        found = "waves" if main == "input_values" else None
     if found is None:
         what = _READ_AS.get(main, f"'{main}', which no modality is read as")
         raise UserError(

@@ -9,7 +9,7 @@ statistics of the training split.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,11 @@ from evenly.nn.tokens import Tokened, Tokens
 from evenly.suggest import unknown
 
 Config = dict[str, Any]
+
+_UNREAD = frozenset({"mask_token", "masked_spec_embed", "num_batches_tracked"})
+"""Parts of a model that no features depend on."""
+_POOLING = frozenset({"pooler", "head"})
+"""Parts that only the model's own pooling reads."""
 
 
 class _Named(nn.Module):
@@ -110,11 +115,16 @@ def _model(name: str, pretrained: str | Config, config: Mapping[str, Any]) -> nn
         made: nn.Module = AutoModel.from_config(AutoConfig.for_model(name, **config))
         return made
     with opening(pretrained) as place:
-        loaded: nn.Module = AutoModel.from_pretrained(place, trust_remote_code=False, **config)
-    found: Any = loaded.config
-    if found.model_type != name:
-        raise UserError(f"'{pretrained}' holds a model of the type {found.model_type}, not {name}.")
-    return loaded.float().train()
+        loaded, info = AutoModel.from_pretrained(
+            place, trust_remote_code=False, output_loading_info=True, **config
+        )
+    if loaded.config.model_type != name:
+        raise UserError(
+            f"'{pretrained}' holds a model of the type {loaded.config.model_type}, not {name}."
+        )
+    check_whole(pretrained, loaded, loaded, info["missing_keys"])
+    ready: nn.Module = loaded.float().train()
+    return ready
 
 
 @contextmanager
@@ -131,6 +141,40 @@ def opening(pretrained: str) -> Iterator[str]:
             f"no weights found at '{pretrained}' ({str(error).splitlines()[0]}). Give the "
             "folder of a model, as written by model.save_pretrained."
         ) from error
+
+
+def check_whole(
+    place: str, model: nn.Module, used: nn.Module, missing: Iterable[str], *, pools: bool = False
+) -> None:
+    """Raises if weights that features depend on were missing, since they would be random.
+
+    Args:
+        place: The folder or name that they were read from.
+        model: The model that was loaded.
+        used: The part of it that encodes.
+        missing: The names that had no weights, as the model writes them.
+        pools: Whether the model's own pooling is used.
+    """
+    unread = _UNREAD if pools else _UNREAD | _POOLING
+    whole = model.state_dict(keep_vars=True)
+    mine = {id(value) for value in used.state_dict(keep_vars=True).values()}
+    lost = [
+        key
+        for key in sorted(missing)
+        if (key not in whole or id(whole[key]) in mine) and unread.isdisjoint(key.split("."))
+    ]
+    if not lost:
+        return
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    is_pooling = pools and all(not _POOLING.isdisjoint(key.split(".")) for key in lost)
+    step = (
+        "Give pool=mean, cls or last, which need no pooler."
+        if is_pooling
+        else "Give a folder that save_pretrained wrote for this model."
+    )
+    raise UserError(
+        f"the weights at '{place}' lack '{lost[0]}'{more}, which would stay random. {step}"
+    )
 
 
 class _Pictures(_Named):
@@ -307,12 +351,7 @@ class Wav2Vec(_Named, Tokened):
         _check_channel(self, modality, modality.shape[1])
         calm = {"apply_spec_augment": False, "layerdrop": 0.0, "add_adapter": False}
         super().__init__("wav2vec2", pretrained, {**calm, **(config or {})})
-        parts: Any = self.model
-        if parts.adapter is not None:
-            raise UserError(
-                "Wav2Vec: add_adapter=true makes fewer tokens of a sound, which nothing here "
-                "reads. Leave it out."
-            )
+        check_adapter("Wav2Vec", self.model)
         if isinstance(pretrained, str) and pretrained:
             _check_sound(pretrained, modality, "waves")
         self.standardise = Standardise(modality)
@@ -336,6 +375,15 @@ class Wav2Vec(_Named, Tokened):
         return waves(self.model, self.standardise(sound), count)
 
 
+def check_adapter(name: str, model: nn.Module) -> None:
+    """Raises if a model of wav2vec's family has an adapter, which `waves` does not run."""
+    if getattr(model, "adapter", None) is not None:
+        raise UserError(
+            f"{name}: add_adapter=true makes fewer tokens of a sound, which nothing here reads. "
+            "Give config={add_adapter: false}."
+        )
+
+
 def filled(model: nn.Module, x: Padded) -> tuple[Float[Tensor, "n t 1"], Int[Tensor, " n"]]:
     """Waveforms padded with zeros, long enough for tokens, and how much of each counts.
 
@@ -345,8 +393,8 @@ def filled(model: nn.Module, x: Padded) -> tuple[Float[Tensor, "n t 1"], Int[Ten
     """
     sound = x.values.masked_fill(~is_there(x)[..., None], 0)
     # An exported program needs two tokens, since it would treat one as the only possible number.
-    sound = nn.functional.pad(sound, (0, 0, 0, max(0, _samples(model, 2) - sound.shape[1])))
-    return sound, x.length.clamp_min(_samples(model, 1))
+    sound = nn.functional.pad(sound, (0, 0, 0, max(0, samples_of(model, 2) - sound.shape[1])))
+    return sound, x.length.clamp_min(samples_of(model, 1))
 
 
 def waves(model: nn.Module, sound: Float[Tensor, "n t 1"], count: Int[Tensor, " n"]) -> Tokens:
@@ -376,7 +424,7 @@ def waves(model: nn.Module, sound: Float[Tensor, "n t 1"], count: Int[Tensor, " 
     return Tokens(parts.encoder(steps, attention_mask=there).last_hidden_state, there)
 
 
-def _samples(model: nn.Module, tokens: int) -> int:
+def samples_of(model: nn.Module, tokens: int) -> int:
     """Number of sound samples that make so many tokens."""
     sizes: Any = model.config
     length = tokens

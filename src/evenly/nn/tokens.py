@@ -26,9 +26,11 @@ class Tokened(nn.Module):
 
     Attributes:
         out_features: Width of tokens and features.
+        asked_pool: How tokens were asked to become features; None by default.
     """
 
     out_features: int
+    asked_pool: str | None = None
 
     def extra_repr(self) -> str:
         """The settings that `repr` shows."""
@@ -40,12 +42,17 @@ class Tokened(nn.Module):
 
 
 def check_tokens(head: str, encoders: Mapping[str, nn.Module]) -> None:
-    """Raises if an encoder returns no tokens."""
+    """Raises if an encoder returns no tokens, or was asked to pool otherwise than the head does."""
     for name, encoder in encoders.items():
         if not isinstance(encoder, Tokened):
             raise UserError(
                 f"'{head}' fuses tokens, but encoder '{name}' ({type(encoder).__name__}) has "
                 "none. Use one that has: transformer, vit, ast, bert, wav2vec or auto."
+            )
+        if encoder.asked_pool not in (None, "cls"):
+            raise UserError(
+                f"'{head}' takes the first token of each modality, so pool={encoder.asked_pool} of "
+                f"encoder '{name}' would have no effect. Leave it out."
             )
 
 

@@ -159,7 +159,7 @@ def test_what_each_modality_was_taken_for():
 
 def test_statistics_that_no_encoder_has():
     cell = Cell(Training(data=DATA), "relearn(batchnorm=reestimated)", 0)
-    said = "no encoder has BatchNorm"
+    said = "no encoder trains a BatchNorm"
     assert any(said in note for note in prepare([cell])[1])
     pictures = Cell(Training(), cell.method, 0)  # the digits, by small residual networks
     assert not any(said in note for note in prepare([pictures])[1])

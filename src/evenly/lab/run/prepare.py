@@ -33,6 +33,7 @@ from evenly.methods.composed import parts
 from evenly.methods.relearn import Relearn
 from evenly.nn import LateFusion
 from evenly.optimizers import divides_size
+from evenly.probe import trained_batchnorms
 from evenly.spec import Spec, together
 
 
@@ -178,10 +179,10 @@ def _notes_of(name: str, spec: Spec, method: Method, cell: Cell, size_is_lost: b
     if (
         isinstance(method, Relearn)
         and method.batchnorm == "reestimated"
-        and not _normed(method.encoders)
+        and not any(any(trained_batchnorms(encoder)) for encoder in method.encoders.values())
     ):
         notes.append(
-            f"{name}: no encoder has BatchNorm, so there are no statistics to re-estimate."
+            f"{name}: no encoder trains a BatchNorm, so there are no statistics to re-estimate."
         )
     if info.scales_gradients and size_is_lost:
         notes.append(
