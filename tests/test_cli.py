@@ -553,7 +553,7 @@ def test_methods_lists_and_shows():
         headings = [line for line in before if re.match(r"\w", line)]
         assert headings[-1].startswith(f"{kind.info.category}: ")
     assert re.search(r"^  agm +\d\.\d\dx  2023  Adaptive", text, re.MULTILINE)
-    assert "Start with joint, unimodal" in text
+    assert "Include the baselines in every comparison: unimodal, joint" in text
     found = re.findall(r"^  (\w+)", evenly("methods", "OG*").stdout, re.MULTILINE)
     assert found == ["ogm", "ogm_ge"]
     fails("unknown method 'x*'. Choose from: ", "methods", "x*")

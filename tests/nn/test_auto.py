@@ -665,7 +665,7 @@ def test_what_takes_no_adapters(folder, monkeypatch):
     with pytest.raises(ValueError, match="Leave freeze out"):
         Auto(of("image", 3, 32, 32), place, lora=2, freeze=True)
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(ValueError, match=r"needs PEFT. Install it with pip install 'evenly\[adap"):
+    with pytest.raises(ValueError, match=r"needs PEFT. Install it with pip install '.\[adapt"):
         Auto(of("image", 3, 32, 32), place, lora=2)
 
 

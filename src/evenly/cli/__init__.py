@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("evenly"):
             raise
-        needs = f"this needs {error.name}. Install it with pip install 'evenly[lab]'."
+        needs = f"this needs {error.name}. Install it with pip install '.[lab]' in evenly's clone."
         print(f"evenly: {needs}", file=sys.stderr)
         return 1
     except UserError as error:

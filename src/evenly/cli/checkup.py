@@ -29,23 +29,25 @@ OF_RUNS = ("runs", "data", "budget", "interactions", "out", "figure", "config", 
 def arguments() -> Parser:
     """The command's arguments."""
     one = Parser(
-        "Examines each modality of a model: is it informative, has the model learnt it, does the "
-        "model\nuse it, or has it only memorised it? Then suggests what to try.\n\n"
+        "Examines each modality of a trained model: how much there is to learn, how much the model\n"
+        "has learnt, how much it uses, and whether it has memorised. Prints a verdict (learnt,\n"
+        "suppressed, unused, scarce, over-trained or unclear) and what to try. Trains for a few\n"
+        "epochs, and changes nothing in the run.\n\n"
         "  evenly checkup runs/digits/runs/joint-0   a trained run, or several seeds of it\n"
         "  evenly checkup --data my.npz              data; the model is trained for you"
     )
     one.add_argument(
         "runs",
         nargs="*",
-        help="folders of runs, such as runs/digits/runs/joint-0. With them, --data tells where "
-        "their data are, if these have moved",
+        help="folders of runs, such as runs/digits/runs/joint-0. With runs, give --data only if "
+        "their data have moved: the new place",
     )
     one.add_argument("--seed", type=int, default=0, help="seed of the model trained on --data")
     one.add_argument(
         "--budget",
         type=int | None,
         help="epochs of each short training (default: a third of the run's own, at least 10; with "
-        "--data, --epochs)",
+        "--data, as many as --epochs)",
     )
     one.add_argument(
         "--interactions",

@@ -24,7 +24,8 @@ def arguments() -> Parser:
         choices=("paper", "matched", "shared", "stable"),
         help="the estimator of the gap. paper: as published; matched: on as many training samples "
         "as validation samples; shared: with the training split's clusters; stable: corrects for "
-        "the sizes and class shares of the splits, and counts a gap within its error as none",
+        "the sizes and class shares of the splits, and counts a gap of up to three standard errors "
+        "as none",
     )
     one.add_argument("--restarts", type=int, default=10, help="restarts of each k-means")
     one.add_argument(

@@ -19,9 +19,12 @@ CATEGORIES = {
 }
 """What methods change, by category."""
 
-START = """Start with joint, unimodal and multi_loss, the baselines to beat, and relearn and ogm_ge.
-'evenly methods NAME' shows a paper, settings and limits; 'og*' and the like list what matches.
-Cost: time of a training step, as a multiple of joint training's (a pair of ResNet-18s)."""
+START = """Columns: name, cost, year, title. Cost is the time of a training step, as a multiple of
+joint training's, on a pair of ResNet-18s.
+Include the baselines in every comparison: unimodal, joint, multi_loss, ensemble, finetune and
+modality_dropout. 'evenly checkup' names methods for what is wrong with your model.
+'evenly methods NAME' shows a method's paper, settings and limits; a pattern such as 'og*' lists
+the methods that match."""
 
 
 def arguments() -> Parser:

@@ -17,7 +17,7 @@ def arguments() -> Parser:
         default="tsne",
         choices=("tsne", "umap"),
         help="how the report projects the encoders' features to two dimensions; umap needs "
-        "pip install 'evenly[umap]'",
+        "pip install '.[umap]' in evenly's clone",
     )
     one.add_argument(
         "--projection_figure",

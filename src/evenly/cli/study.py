@@ -30,7 +30,7 @@ def arguments() -> Parser:
     one.add_argument(
         "--seeds",
         type=int | None,
-        help="number of seeds, counted from 0 (default: 5; 1 with --protocol paper)",
+        help="number of seeds: 0 to N - 1 (default: 5; 1 with --protocol paper)",
     )
     one.add_argument(
         "--out", type=str | None, help="folder of all results (default: runs/DATA-STUDY)"

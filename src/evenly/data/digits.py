@@ -61,7 +61,7 @@ def _read() -> tuple[Float[Tensor, "n 1 8 8"], Int[Tensor, " n"]]:
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError(
             "the digits come with scikit-learn, which is not installed. Install it with pip "
-            "install 'evenly[lab]'."
+            "install '.[lab]' in evenly's clone."
         )
     file = Path(found.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
     with gzip.open(file, "rt") as lines:

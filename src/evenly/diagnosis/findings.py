@@ -320,7 +320,7 @@ def _together(checkup: Checkup) -> str:
 def _of_modality(name: str, found: Finding, count: int) -> Iterator[str]:
     of_input = "" if found.raw is None else f", a linear probe of its input {found.raw.value:.2f}"
     yield f"{name} is {found.verdict.name}: {found.verdict.why}."
-    without = f"the joint model without {name} {found.without.value:.2f}"
+    without = f"the joint model with {name} swapped {found.without.value:.2f}"
     yield f"  Chance is {found.chance.value:.2f}{of_input}, {without}."
     if found.untapped is not None and found.untapped.low > 0:
         more = f"{100 * found.untapped.value:.0f} points more than a probe of its encoder alone"

@@ -53,13 +53,14 @@ from evenly.methods.unimodal import Unimodal
 from evenly.suggest import unknown
 
 METHODS: dict[str, type[Method]] = {
-    # reference rows
+    # baselines
     "unimodal": Unimodal,
     "joint": Method,
     "multi_loss": MultiLoss,
     "ensemble": Ensemble,
     "finetune": Finetune,
     "modality_dropout": ModalityDropout,
+    # fusions
     "masked_transformer": MaskedTransformer,
     "qmf": QMF,
     # methods, by year

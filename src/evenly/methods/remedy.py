@@ -51,7 +51,7 @@ class Remedy(Relearn):
 
     info = Info(
         title="Remedy (evenly's own)",
-        paper="None; it joins Wei, Li, Feng, Hu. Diagnosing and Re-learning for Balanced "
+        paper="none; it combines Wei, Li, Feng, Hu. Diagnosing and Re-learning for Balanced "
         "Multimodal Learning. ECCV 2024, and uniform multi-loss",
         year=2026,
         url="https://arxiv.org/abs/2407.09705",

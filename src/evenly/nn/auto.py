@@ -533,7 +533,8 @@ def _adapt(name: str, model: nn.Module, rank: int, freeze: bool | int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise UserError(
-            f"'{name}': lora={rank} needs PEFT. Install it with pip install 'evenly[adapters]'."
+            f"'{name}': lora={rank} needs PEFT. Install it with pip install '.[adapters]' in "
+            "evenly's clone."
         ) from error
     model.requires_grad_(False)
     wanted = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")

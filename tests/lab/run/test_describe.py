@@ -1,7 +1,7 @@
 import pytest
 
 from evenly import METHODS
-from evenly.lab.run.describe import facts, fidelity
+from evenly.lab.run.describe import facts, fidelity, needs
 from golden.compare import COMPARISONS
 
 
@@ -27,6 +27,20 @@ def test_fidelity_says_how_far_the_authors_code_is(name, parts):
     found = fidelity(name)
     assert [part for part in parts if part not in found] == []
     assert facts(name)["fidelity"] == found
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("remedy", "the optimiser"),
+        ("relearn", "the optimiser (for some settings)"),
+        ("agm", "the head"),
+        ("mcr", "the head (for some settings)"),
+        ("smv", "a Resampler"),
+    ],
+)
+def test_what_only_some_settings_need_is_told_apart(name, part):
+    assert part in needs(METHODS[name]).split(", ")
 
 
 def test_each_method_that_has_a_recording_is_compared():

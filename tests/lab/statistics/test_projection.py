@@ -151,9 +151,7 @@ def test_without_features_nothing_is_computed(comparison):
 
 def test_umap_that_is_not_installed_is_named(comparison, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(
-        RuntimeError, match=r"umap-learn. Install it with pip install 'evenly\[umap\]'"
-    ):
+    with pytest.raises(RuntimeError, match=r"umap-learn. Install it with pip install '.\[umap\]'"):
         project(comparison, "umap")
 
 

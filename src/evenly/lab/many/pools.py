@@ -42,7 +42,9 @@ def check(training: Training, cluster: str = "") -> None:
         )
     if cluster:
         if find_spec("distributed") is None:
-            raise UserError("--cluster needs Dask. Install it with pip install 'evenly[cluster]'.")
+            raise UserError(
+                "--cluster needs Dask. Install it with pip install '.[cluster]' in evenly's clone."
+            )
         from evenly.lab.many.cluster import Cluster
 
         Cluster(cluster).close()

@@ -16,6 +16,7 @@ _PARTS = {
     "fuse": "fused logits of changed features",
     "ablate": "fused logits without some inputs",
 }
+_TAKES = {"optimizer": "the optimiser", "head": "the head", "sampler": "a Resampler"}
 
 
 def about(name: str) -> str:
@@ -29,7 +30,7 @@ def facts(name: str) -> dict[str, str]:
     info = kind.info
     return {
         "paper": info.paper or "-",
-        "where": info.url or "-",
+        "link": info.url or "-",
         "category": info.category,
         "writes": info.writes,
         "targets": in_words(info.targets),
@@ -52,9 +53,10 @@ def needs(kind: type[Method]) -> str:
     parts = [_PARTS[part] for part in info.needs]
     parts += ["encoders that do not see each other"] * info.separate
     parts += ["fused logits that are the sum of the unimodal ones"] * info.sums
-    parts += ["the optimiser"] * ("optimizer" in takes)
-    parts += ["the head"] * ("head" in takes)
-    parts += ["a Resampler"] * ("sampler" in takes)
+    for name, what in _TAKES.items():
+        if name in takes:
+            some = "" if takes[name].default is inspect.Parameter.empty else " (for some settings)"
+            parts.append(what + some)
     parts += ["a pass over whole splits between epochs"] * info.needs_probe
     parts += ["each batch once per modality"] * (kind.repeats is not Method.repeats)
     parts += ["find_unused_parameters=True under DDP"] * info.partial

@@ -152,8 +152,8 @@ def _umap() -> Any:
             from umap import UMAP
     except ModuleNotFoundError as error:
         raise UserRuntimeError(
-            "UMAP needs the package umap-learn. Install it with pip install 'evenly[umap]', or "
-            "use t-SNE, the default."
+            "UMAP needs the package umap-learn. Install it with pip install '.[umap]' in evenly's "
+            "clone, or use t-SNE, the default."
         ) from error
     return UMAP
 
