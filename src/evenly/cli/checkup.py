@@ -29,10 +29,10 @@ OF_RUNS = ("runs", "data", "budget", "interactions", "out", "figure", "config", 
 def arguments() -> Parser:
     """The command's arguments."""
     one = Parser(
-        "Examines each modality of a trained model: how much there is to learn, how much the model\n"
-        "has learnt, how much it uses, and whether it has memorised. Prints a verdict (learnt,\n"
-        "suppressed, unused, scarce, over-trained or unclear) and what to try. Trains for a few\n"
-        "epochs, and changes nothing in the run.\n\n"
+        "Examines each modality of a trained model: how much there is to learn, how much the\n"
+        "model has learnt, how much it uses, and whether it has memorised. Prints a verdict\n"
+        "(learnt, suppressed, unused, scarce, over-trained or unclear) and what to try.\n"
+        "Trains for a few epochs, and changes nothing in the run.\n\n"
         "  evenly checkup runs/digits/runs/joint-0   a trained run, or several seeds of it\n"
         "  evenly checkup --data my.npz              data; the model is trained for you"
     )
