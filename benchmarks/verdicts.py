@@ -232,8 +232,8 @@ def tables(candidates: list[Record], thresholds: dict[str, float]) -> Iterator[s
     drawn = sum(one.is_synthetic for one in records)
     yield (
         f"{len(records)} cases, {drawn} synthetic and {len(records) - drawn} of altered real sets, "
-        f"with {len(found)} modalities; of {len(candidates)} built the oracle did not confirm "
-        f"{len(candidates) - len(records)}."
+        f"with {len(found)} modalities. {len(candidates)} were built; the oracle did not confirm "
+        f"the other {len(candidates) - len(records)}."
     )
     yield ""
     yield from confusion(found)
