@@ -3,7 +3,7 @@
     python benchmarks/engines.py dask    # in an environment with `distributed`
     python benchmarks/engines.py ray     # in an environment with `ray`
 
-prints JSON; results/engines.json has both, and docs/scale.md the table. Each measurement runs in
+prints JSON; results/engines.json has both, and docs/design.md the table. Each measurement runs in
 its own interpreter, several times; figures are medians. Clusters are real processes on 127.0.0.1,
 started by the engine's own commands: a head without a slot and two workers with one slot each.
 Linux only (it reads /proc).

@@ -5,7 +5,7 @@
 Each process represents a device: it has one thread and its own rows, and all call
 `evenly.diagnose`. Memory is the peak of a rank beyond what it held before creating its features;
 "of share" is that over its share of what one process needs. Bytes are those passed to collectives,
-counted at `torch.distributed`, against `exchanged`, the formula of docs/scale.md. Neither depends
+counted at `torch.distributed`, against `exchanged`, the formula of docs/design.md. Neither depends
 on other work on the machine; seconds do, so they have no target. The further lines have more
 clusters that are closer together, so k-means takes more rounds.
 """
@@ -281,7 +281,7 @@ def table():
             "memory of one of 4 ranks / its share of one process's", max(shares), MEMORY, False
         ),
         Promise(
-            "what ranks exchange / docs/scale.md's formula, at most", farthest, 1 + APART, False
+            "what ranks exchange / docs/design.md's formula, at most", farthest, 1 + APART, False
         ),
     ]
 

@@ -83,7 +83,7 @@ def test_no_rank_receives_rows_of_others(gap, world):
 @pytest.fixture(scope="module")
 def page():
     """The names that the page defines."""
-    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     names = {}
     exec(next(b.code for b in run_pages.blocks(text) if "def exchanged" in b.code), names)
     return names

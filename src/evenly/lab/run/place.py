@@ -1,7 +1,7 @@
 """Where a run trains: the device of this process, and the processes that train with it.
 
 It uses torch's own primitives: one process has a plain model, several use DistributedDataParallel
-or FSDP2. docs/scale.md explains why Lightning Fabric is not used.
+or FSDP2. docs/design.md explains why Lightning Fabric is not used.
 """
 
 import os
