@@ -216,7 +216,7 @@ def main():
         NOTED.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     shares.pop("joint", None)
     most = max(shares, key=shares.__getitem__)
-    what = f"a step of the dearest method for its budget ({most}), of {len(shares)}"
+    what = f"a step of the most expensive method for its budget ({most}), of {len(shares)}"
     report([Promise(what, shares[most], NOISE, at_least=False)])
 
 
