@@ -157,7 +157,7 @@ def check_written(path: Path, known: Mapping[str, str]) -> None:
 
 def remedy(path: Path) -> str:
     """What to do about a damaged file of a run."""
-    return f"Bring back the file, or remove {path.parent}, and the run's command makes it anew."
+    return f"Bring back the file, or remove {path.parent}, and the run's command makes it again."
 
 
 @contextmanager

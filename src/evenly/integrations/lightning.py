@@ -242,7 +242,7 @@ class Balance(Callback):
             warnings.warn(
                 f"this run goes on in the middle of epoch {self._epoch}, but the order of its "
                 f"batches came from a random stream ({source}) that is in no checkpoint: the "
-                "epoch's data begin anew, so some samples come again and others not at all. Save "
+                "epoch's data begin again, so some samples come again and others not at all. Save "
                 "checkpoints at the end of an epoch, or take evenly.Resampler as the sampler.",
                 stacklevel=2,
             )

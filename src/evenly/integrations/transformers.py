@@ -189,7 +189,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
             raise UserFileNotFoundError(
                 f"the checkpoint {checkpoint} has no '{STATE}', which holds the state of "
                 f"{self._name}: it was saved by another Trainer, or with save_only_model=True. "
-                "Resume from another checkpoint, or start anew."
+                "Resume from another checkpoint, or start again."
             )
         state = torch.load(path, map_location=self.args.device, weights_only=True)
         self._epoch, self._acted = state["epoch"], state["acted"]
@@ -212,7 +212,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
             if self._make is None and self.method.state:
                 raise UserError(
                     f"a batch of epoch {self._epoch} did not fit in the memory, and "
-                    f"auto_find_batch_size begins anew, but {self._name} remembers the epochs "
+                    f"auto_find_batch_size restarts, but {self._name} remembers the epochs "
                     "before. Start again with a smaller per_device_train_batch_size."
                 )
             self._renew()

@@ -133,7 +133,7 @@ def _curves(path: Path, result: Mapping[str, Any]) -> dict[str, list[float | Non
 def _projections(path: Path) -> dict[Projected, Projection]:
     if not path.is_file():
         return {}
-    with reading(path, "Remove it, and the report makes it anew."):
+    with reading(path, "Remove it, and the report makes it again."):
         stored = read_npz(path)
         count = len(stored["target"])
         labels = stored["name"] if "name" in stored else [f"sample {row}" for row in stored["row"]]
@@ -197,7 +197,7 @@ def _read_results(path: Path) -> dict[tuple[str, str, str], dict[int, float]]:
     return found
 
 
-_ANEW = "'evenly report' makes it anew."
+_ANEW = "'evenly report' makes it again."
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:

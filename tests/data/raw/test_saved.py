@@ -98,7 +98,7 @@ class TestMediaFolders:
         [
             (["cat/s0", "cat/s1", "dog/s0"], "folders cat/s0 and dog/s0 would be one class, s0"),
             (["train/cat/s0", "test/cat/s0", "test/dog/s0"], "cat/s0 and dog/s0 would be one"),
-            (["cat", "dog", "dog/pug"], "folders dog/pug lies within dog, and both would"),
+            (["cat", "dog", "dog/pug"], "folders dog/pug is within dog, and both would"),
             (["cat/train", "cat/test", "dog/train"], "folders test and train name splits, but lie"),
             (["a/train/cat", "b/test/cat"], "or write metadata.csv with the columns file_name, la"),
             (["data/train/cat", "data/val/cat", "data/test/dog"], "or give {}/data."),
@@ -141,7 +141,7 @@ class TestMediaFolders:
     def test_what_cannot_be(self, tmp_path):
         folder = by_class(tmp_path / "pets")
         (folder / "train" / "9.png").write_bytes(picture(9))
-        assert "train/9.png lies in no folder of a class" in said(folder)
+        assert "train/9.png is in no folder of a class" in said(folder)
         (folder / "train" / "9.png").unlink()
         (folder / "other").mkdir()
         (folder / "other" / "9.png").write_bytes(picture(9))

@@ -12,9 +12,7 @@ from evenly.lab.run.settings import Training
 
 def test_a_cluster_needs_dask(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)  # as where it is not installed
-    with pytest.raises(
-        ValueError, match=r"--cluster needs Dask. .* '.\[cluster\]' in evenly"
-    ):
+    with pytest.raises(ValueError, match=r"--cluster needs Dask. .* '.\[cluster\]' in evenly"):
         check(Training(), "tcp://host:8786")
 
 

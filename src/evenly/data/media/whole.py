@@ -35,7 +35,7 @@ def check_whole(file: File) -> None:
                 raise MediaError(
                     file,
                     f"goes on for {more:,} bytes after the end that its header gives the sound; "
-                    "mend the header, or cut them off",
+                    "repair the header, or cut them off",
                 )
 
 

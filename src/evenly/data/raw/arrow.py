@@ -276,7 +276,7 @@ def _renumbered(
         except KeyError as error:
             raise UserError(
                 f"{_place(rows)}: holds {error} in the column '{column}', and names are known of "
-                f"the classes 0 to {len(own) - 1} only. Mend the row, or the names."
+                f"the classes 0 to {len(own) - 1} only. Correct the row, or the names."
             ) from error
         found.append(pa.chunked_array([pa.array(cells, part.type)]))
     return found

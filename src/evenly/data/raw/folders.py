@@ -62,7 +62,7 @@ def media_columns(path: Path, files: Sequence[Path]) -> Columns:
     if None in labels:
         odd = places[labels.index(None)]
         raise UserError(
-            f"{path}: {odd} lies in no folder of a class. Put the files into a folder for each "
+            f"{path}: {odd} is in no folder of a class. Put the files into a folder for each "
             f"class, or write {METADATA[0]} with the columns {_NAMES} and label."
         )
     cells: dict[str, Any] = {"name": list(samples), "label": labels}
@@ -233,7 +233,7 @@ def _check_apart(path: Path, folders: Collection[Path], splits: list[str] | None
         if (other := known.setdefault(own.name, own)) != own:
             wrong = f"{other} and {own} would be one class, {own.name}"
         elif outer := [x for x in folder.parents if x in folders]:
-            wrong = f"{folder} lies within {outer[0]}, and both would be classes"
+            wrong = f"{folder} is within {outer[0]}, and both would be classes"
         if wrong:
             raise UserError(
                 f"{path}: the folders {wrong}. Put the files right into a folder for each class, "

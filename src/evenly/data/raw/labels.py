@@ -208,7 +208,7 @@ def _check_number(path: Path, row: int, label: Any, names: Sequence[str]) -> Non
     if label not in range(len(names)):
         raise UserError(
             f"{path}: row {row} has the label {label}, and names are known of the classes 0 to "
-            f"{len(names) - 1} only. Mend the row, or the names."
+            f"{len(names) - 1} only. Correct the row, or the names."
         )
 
 

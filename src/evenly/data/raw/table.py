@@ -508,14 +508,14 @@ def _holds_paths(path: Path, name: str, root: Path, column: Column, notes: list[
         if found and len(set(there)) < len(there) and all(map(_PLAIN.fullmatch, there)):
             notes.append(
                 f"{path.name}: '{name}' holds numbers that recur, although files or folders are "
-                f"called so, too. --readers.{name}=video reads those."
+                f"named so, too. --readers.{name}=video reads those."
             )
             return False
         return found
     if there and 2 * len(set(there)) <= len(there) and not any(map(_MARKED.search, there)):
         raise UserError(
             f"{path}: column '{name}' holds words that recur, such as '{there[0]}', and files or "
-            f"folders are called so, too. If they are words, say --readers.{name}=text; if they "
+            f"folders have such names, too. If they are words, say --readers.{name}=text; if they "
             f"are paths, name their reader, such as --readers.{name}=video."
         )
     if there:

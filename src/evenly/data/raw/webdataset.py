@@ -293,7 +293,7 @@ def _fields(path: Path, samples: Sequence[_Sample], parts: Sequence[Part | None]
             row = {} if part is None else json.loads(_text(path, sample, part))
         except ValueError as error:
             raise UserError(
-                f"{path}: the .json of '{sample.name}' cannot be read ({error}). Mend it."
+                f"{path}: the .json of '{sample.name}' cannot be read ({error}). Correct it."
             ) from error
         if not isinstance(row, dict):
             raise UserError(

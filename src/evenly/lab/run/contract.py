@@ -89,7 +89,7 @@ def _kept(cell: Cell, data: Data) -> Iterator[str]:
             raise _broken(
                 spec,
                 f"with its neutral settings, {said}, it is not joint training",
-                "Mend it, or give `Info.neutral` the settings that are, or a text that says why "
+                "Correct it, or give `Info.neutral` the settings that are, or a text that says why "
                 "there are none",
             )
         yield f"{said} is joint training"

@@ -79,7 +79,7 @@ class Record:
         except Exception as error:
             raise UserError(
                 f"{self._last} is damaged ({type(error).__name__}). Remove it to start the run "
-                "anew."
+                "again."
             ) from error
         self.parts.load_state_dict(state)
         for name, value in remembered:
