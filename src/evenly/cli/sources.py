@@ -51,7 +51,7 @@ def add_reading(one: ArgumentParser) -> None:
     one.add_argument(
         "--stream",
         action="store_true",
-        help="decode .tar shards again in every epoch instead of storing what they hold. Use it if "
+        help="decode .tar shards in every epoch instead of storing what they hold. Use it if "
         "a store would not fit on your disk; results are the same",
     )
 
