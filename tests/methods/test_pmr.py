@@ -126,6 +126,19 @@ def test_prototypes_are_running_means_from_the_second_training_epoch_on():
             nn.init.normal_(parameter)
 
 
+def test_prototypes_that_begin_later_are_running_means_at_once():
+    """Then the first are of trained encoders."""
+    train, model = Toy(30), net()
+    method = PMR(model.encoders, momentum=0.3, fraction=1.0, start=2)
+    method.before_epoch(2, probe_of(model, train))
+    first = means(model, train)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    method.before_epoch(3, probe_of(model, train))
+    for name, new in means(model, train).items():
+        torch.testing.assert_close(method.prototypes[name], 0.7 * new + 0.3 * first[name])
+
+
 def test_a_part_of_the_training_split_is_looked_at():
     model, seen = net(), []
 

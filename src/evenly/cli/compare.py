@@ -61,7 +61,7 @@ def arguments() -> Parser:
         default="common",
         help="common (default): all methods share one training, each with its usual settings; "
         "published: each method uses its authors' settings for this data set (CREMA-D, "
-        "Kinetics-Sounds), and the common ones where they publish none",
+        "Kinetics-Sounds), and the common ones where we found none",
     )
     add_training(one)
     return one

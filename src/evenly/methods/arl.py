@@ -73,14 +73,14 @@ class ARL(Method):
         budget=1.05,
         scales_gradients=True,
         multiplies=True,
-        doubts="The rule is unverified: the released code computes these weights but never "
-        "stores or applies them, and its backward pass fails from PyTorch 2.0 on. "
-        "Dependence and variance are measured as in that code, not checked against the "
-        "paper's text. Its unimodal losses have weight 1 up to `start`, whatever gamma "
-        "is (here always gamma). Its scripts use T = 8 for CREMA-D and 4 for AVE, "
-        "Kinetics-Sounds and VGGSound, and clip gradients to the norm 40, which is left "
-        "to the loop. For CREMA-D they use gamma = 4, so our defaults, T = 8 and "
-        "gamma = 1, are none of their pairs.",
+        doubts="The released code was first published without applying its weights. A later "
+        "version applies those of the step before, 0.5 in the first; here they are the "
+        "step's own. Dependence and variance are measured as in that code, not checked "
+        "against the paper's text. Its unimodal losses have weight 1 up to `start`, "
+        "whatever gamma is (here always gamma). Its scripts use T = 8 for CREMA-D and 4 for "
+        "AVE, Kinetics-Sounds and VGGSound, and clip gradients to the norm 40, which is "
+        "left to the loop. With these, gamma is 4 for CREMA-D and 3 for Kinetics-Sounds, so "
+        "our defaults, T = 8 and gamma = 1, are none of their pairs.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch",)
 

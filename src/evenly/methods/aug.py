@@ -95,17 +95,16 @@ class AUG(Method):
         budget=1.1,
         partial=True,
         missing=True,
-        doubts="The released code creates the optimiser before any layer is added, so added "
-        "layers never train; here they do. It steps for one modality after the other, "
-        "which makes no difference to the encoders but moves the shared output layer "
-        "twice per batch; here one step is taken on the sum. λ is 0.5 for CREMA-D and "
-        "0.2 for Kinetics-Sounds, whose script also learns a weight for the added "
-        "layers, which is not built. Its prediction weighs CREMA-D's modalities by 0.4 "
-        "and 0.6; here they are averaged. If the second modality is ahead, the ratio is "
-        "compared with 1 - tolerance there, and with 1 / (1 + tolerance) here. No "
-        "layers are added beyond those the head holds. Because a method of the head is "
-        "called outside its forward pass, FSDP2 must shard the head together with the "
-        "whole model.",
+        doubts="The released code creates the optimiser before any layer is added, so added layers "
+        "never train; here they do. It steps for one modality after the other, which moves "
+        "the shared output layer twice per batch, so that the second encoder meets a layer "
+        "that has just moved; here one step is taken on the sum. λ is 0.5 for CREMA-D and 0.2 "
+        "for Kinetics-Sounds, whose script also learns a weight for the added layers, which "
+        "is not built. Its prediction weighs CREMA-D's modalities by 0.4 and 0.6; here they "
+        "are averaged. If the second modality is ahead, the ratio is compared with 1 - "
+        "tolerance there, and with 1 / (1 + tolerance) here. No layers are added beyond those "
+        "the head holds. Because a method of the head is called outside its forward pass, "
+        "FSDP2 must shard the head together with the whole model.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "scores")
 

@@ -134,18 +134,18 @@ class InfoReg(Method):
         cost="M unimodal losses and a copy of the encoders' weights",
         budget=1.05,
         missing=True,
-        doubts="The released code's β is 0.95 where sound is ahead and 0.1 where vision is, "
-        "tuned for its data; here it is one number. It takes the window of both "
-        "modalities from the trace of sound; here each has its own. Scores are sums "
-        "over the batch, so they depend on its size. As in that code, the trace uses "
-        "gradients after the pull, of batches rather than samples, and of weights of "
-        "two or more dimensions (in its encoders, the convolutions). One of its "
-        "versions uses logits of separate heads and a threshold of 0.04. It needs two "
-        "GPUs or more; with fewer it multiplies None by None. The threshold belongs to a "
-        "window of 10 epochs. For the same course of the trace over a training, the change "
-        "of its sum over a window, moved by one epoch, is inversely proportional to the "
-        "window: in a shorter training, whose window the lab scales, the threshold holds "
-        "encoders back for a larger part of it.",
+        doubts="The released code's β is 0.95 where sound is ahead and 0.1 where vision is, tuned "
+        "for its data; here it is one number. It takes the window of both modalities from the "
+        "trace of sound; here each has its own. Scores are sums over the batch, so they "
+        "depend on its size. As in that code, the trace uses gradients after the pull, of "
+        "batches rather than samples, and of weights of two or more dimensions (in its "
+        "encoders, the convolutions). One of its versions uses logits of separate heads and a "
+        "threshold of 0.04, and never holds vision back, since its second condition repeats "
+        "the first. It needs two GPUs or more; with fewer it multiplies None by None. The "
+        "threshold belongs to a window of 10 epochs. For the same course of the trace over a "
+        "training, the change of its sum over a window, moved by one epoch, is inversely "
+        "proportional to the window: in a shorter training, whose window the lab scales, the "
+        "threshold holds encoders back for a larger part of it.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "change", "traces", "running", "start")
 

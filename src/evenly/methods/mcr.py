@@ -78,13 +78,13 @@ class MCR(Method):
 
     The contribution of a modality is J_m = JSD(p, p_m), where p_m is the prediction with z_m
     permuted over the batch, over `samples` permutations, and
-    L_MIPD = -Σ_m (J_m for modality m + k · J_m for the others): a game in which the others help (k
-    = 1), watch (k = 0) or work against it (k = -1). J_m for a modality passes gradients through
-    only its own logits in p_m, but through all in p. With three or more modalities, each pair is
-    permuted jointly. L_Con is the supervised contrastive loss over the features of all modalities,
-    see `contrast`; L_CEB the mean squared error of the features that the head's decoder
-    reconstructs from the detached logits, which keeps anything the prediction does not need out of
-    the features.
+    L_MIPD = -Σ_m (J_m for modality m + k · J_m for the others), with k = 1 simply -Σ_m J_m: a game
+    in which the others help (k = 1), watch (k = 0) or work against it (k = -1). J_m for a modality
+    passes gradients through only its own logits in p_m, but through all in p. With three or more
+    modalities, each pair is permuted jointly. L_Con is the supervised contrastive loss over the
+    features of all modalities, see `contrast`; L_CEB the mean squared error of the features that
+    the head's decoder reconstructs from the detached logits, which keeps anything the prediction
+    does not need out of the features.
 
     Before the first epoch, the encoders may be pre-trained alone, as in `Finetune`.
     """
@@ -108,18 +108,19 @@ class MCR(Method):
         budget=1.2,
         within_batch=True,
         missing=True,
-        doubts="The terms follow the released code (its model, with the unimodal losses of its "
-        "trainer), which encodes features a second time, in evaluation mode, for the "
-        "game. The permuted predictions detach the logits W_m f_m of the modalities "
-        "that look on; here also their share of the bias, which for k = 0 has a smaller "
-        "gradient. As in the code for three modalities, three are permuted in pairs, "
-        "all with weight 1; so are more, of which there is no code. The defaults are "
-        "those of the run on CREMA-D with Conformers, which begins with encoders "
-        "pre-trained alone: set `pretrain` for that. With ResNets, `bottleneck` is 0. "
-        "The temperature is the default of its trainer. The head must add up the "
-        "modalities' logits, as a linear one on concatenated features does. Because a "
-        "method of the head is called outside its forward pass, FSDP2 must shard the "
-        "head together with the whole model.",
+        doubts="The terms follow the released code (its model and trainer), which encodes features "
+        "a second time, in evaluation mode, for the game. Its unimodal losses train classifiers "
+        "of the encoders' own beside the fused layer; here they train the shares of that "
+        "layer, which the game permutes. The permuted predictions detach the logits W_m f_m "
+        "of the modalities that look on; here also their share of the bias, which for k = 0 "
+        "has a smaller gradient. As in the code for three modalities, three are permuted in "
+        "pairs, all with weight 1; so are more, of which there is no code. The defaults are "
+        "those of the run on CREMA-D with Conformers. With ResNets, `unimodal` is 0.01 and "
+        "`bottleneck` 0, and the run begins with encoders pre-trained alone: set `pretrain` "
+        "for that. The temperature is the default of its trainer. The head must add up the "
+        "modalities' logits, as a linear one on concatenated features does. Because a method "
+        "of the head is called outside its forward pass, FSDP2 must shard the head together "
+        "with the whole model.",
     )
     state: ClassVar[tuple[str, ...]] = ("steps", "is_pretrained")
 
@@ -148,7 +149,8 @@ class MCR(Method):
             contrast: Weight of the contrastive loss, not negative; 1 in the paper. It needs
                 features of equal width.
             bottleneck: Weight of the bottleneck, not negative; 1.
-            unimodal: Weight of the unimodal losses, not negative; 1 in the released runs.
+            unimodal: Weight of the unimodal losses, not negative; 1 in the released run with
+                Conformers, 0.01 with ResNets.
             k: The game: 1 collaborative, 0 independent, -1 greedy (the released runs).
             samples: Permutations in each step, at least 1; 32 in the paper.
             temperature: Temperature of the contrastive loss, above 0; 0.5 in the released trainer.

@@ -85,13 +85,14 @@ class MILES(Paced):
         cost="M unimodal heads; before each epoch a pass over the validation split",
         budget=1.05,
         missing=True,
-        doubts="No code by the authors is known, and the paper's full text could not be read: "
-        "rule and settings follow the re-implementation by PGGB's authors, who say that "
-        "they follow the paper's algorithm. They use accuracies of the test split; here "
-        "it is the validation split, so the data that selects the best epoch has also "
-        "chosen the rates. That factors do not compound, that the head keeps its rate, "
-        "and the weight of the unimodal losses also come from there. That "
-        "re-implementation trains with Adam, as the paper reportedly does.",
+        doubts="No code by the authors is known, and the paper's full text could not be read: rule "
+        "and settings follow the re-implementation by PGGB's authors, who say that they "
+        "follow the paper's algorithm. They use accuracies of the test split; here it is the "
+        "validation split, so the data that selects the best epoch has also chosen the rates. "
+        "That factors do not compound, that the head keeps its rate, and the weight of the "
+        "unimodal losses also come from there. With three or more modalities, that "
+        "re-implementation slows only the one with the largest u_m, if it is more than τ "
+        "above the smallest. It trains with Adam, as the paper reportedly does.",
     )
     state: ClassVar[tuple[str, ...]] = ("factor", "epoch")
 

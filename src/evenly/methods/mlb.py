@@ -60,13 +60,12 @@ class MLB(MultiLoss):
         scales_gradients=True,
         multiplies=True,
         doubts="The released code also scales the modality's slice of the fused layer and its "
-        "unimodal classifier; here only the encoders are scaled. Its scripts tune alpha "
-        "and beta per data set: for CREMA-D with ResNets 0.5 and 10, or 0.8 without "
-        "beta; 2 and 1 for AVE; 2 and 0.5 for UCF. With Conformers (alpha 3 and 5) and "
-        "for Something-Something (2) they leave beta out, which means beta = 2. Our "
-        "defaults, 0.5 and 2, are none of these pairs. Its "
-        "class raises an error when it is constructed, which is fixed here. A beta "
-        "below 1 also damps an encoder that is behind.",
+        "unimodal classifier; here only the encoders are scaled. Its scripts tune alpha and "
+        "beta per data set: for CREMA-D with ResNets 0.5 and 10, or 3 without beta; 2 and 1 "
+        "for AVE; 2 and 0.5 for UCF. With Conformers (alpha 3 and 5) and for "
+        "Something-Something (2) they leave beta out, which means beta = 2. Our defaults, 0.5 "
+        "and 2, are none of these pairs. Its class raises an error when it is constructed, "
+        "which is fixed here. A beta below 1 also damps an encoder that is behind.",
     )
 
     def __init__(

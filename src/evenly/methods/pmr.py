@@ -227,8 +227,8 @@ class PMR(Method):
 
         seed = chance.mixed(self.seed, epoch)
         found = probe.features("train", of=look, fraction=self.fraction, seed=seed)
-        # The second time, the old prototypes are still those of the untrained encoders.
-        momentum = self.momentum if epoch > self.start + 1 else 0.0
+        # In epoch 1, the old prototypes are still those of the untrained encoders.
+        momentum = self.momentum if epoch > 1 else 0.0
         known = torch.zeros(classes, dtype=torch.bool) if self.known is None else self.known
         is_new = torch.ones_like(known)  # a class has prototypes in all modalities, or in none
         for name in self.encoders:

@@ -219,7 +219,10 @@ class ReconBoost(Method):
 
     @torch.no_grad()
     def _others(self, output: Output, name: str) -> Float[Tensor, "n c"]:
-        """J: the prediction without a modality; zeros (uniform) if there is no other."""
+        """J: the prediction without a modality; zeros (uniform) if there is no other.
+
+        A head that learnt a vector in place of missing features puts it in the modality's.
+        """
         fuse = self._need(output, "fuse")
         features = {key: x for key, x in self._features(output).items() if key != name}
         found: Tensor = fuse(features) if features else torch.zeros_like(output.logits)

@@ -14,6 +14,7 @@ from evenly.lab.run.build import method_settings
 from evenly.lab.run.settings import Cell, Training
 from evenly.lab.statistics.tables import table
 from evenly.methods import METHODS
+from evenly.spec import parse
 from pools import local
 
 TRAINING = Training(epochs=2, lr=0.05, batch_size=16, width=8)
@@ -30,21 +31,61 @@ def test_everything_published_can_be_run(data):
         training = own.of(TRAINING)
         settings = method_settings(Cell(training, own.method, 0))
         for key, value in found.get("settings", {}).items():
-            scales = key in METHODS[name].info.in_epochs and training.epochs == TRAINING.epochs
+            info = METHODS[parse(name).name].info
+            scales = key in info.in_epochs and training.epochs == TRAINING.epochs
             assert settings[key] == value or scales
-        assert {key: getattr(training, key) for key in found.get("training", {})} == own.training
+        assert found.get("training", {}).keys() <= own.training.keys()
+        assert {key: getattr(training, key) for key in own.training} == own.training
 
 
 def test_epochs_of_a_training_of_unknown_length_scale_as_defaults_do():
-    """PMR's schedule is made for 150 epochs, and OPM's for 100; DGL has none, and no length."""
+    """ReconBoost's schedule is made for 800 epochs, and its rate falls every 240."""
     short = replace(TRAINING, epochs=30)
-    cremad, kinetics = (Published.of_data(name, short) for name in ("cremad", "kinetics_sounds"))
-    assert cremad.of("pmr").method == "pmr(alpha=2.0,end=14,entropy=0.0,momentum=0.0)"
-    assert "end=70" in cremad.of("pmr(end=70)").method  # the user's own
-    assert kinetics.of("opm").of(short).lr_step == 12
-    assert cremad.of("inforeg").of(short).lr_step == 18
-    assert cremad.of("dgl").of(short).lr_step == 70
+    cremad = Published.of_data("cremad", short)
+    assert cremad.of("reconboost").of(short).lr_step == 9
     assert cremad.of("ogm").of(short).lr_step == 70  # of the 100 that it is given
+    assert cremad.of("pmr").method == "pmr(alpha=2.0,end=70,entropy=0.0,momentum=0.0)"
+
+
+def test_what_counts_epochs_has_the_published_schedule():
+    cosine = replace(TRAINING, schedule="cosine")
+    cremad = Published.of_data("cremad", cosine)
+    dgl, relearn, agm = (cremad.of(name).of(cosine) for name in ("dgl", "relearn", "agm"))
+    assert (dgl.schedule, dgl.lr_step, dgl.clip) == ("step", 70, 40.0)
+    assert (relearn.schedule, relearn.lr_step) == ("step", 0)  # a constant rate
+    assert agm.schedule == "cosine"  # of which we have found none
+
+
+def test_a_variant_has_settings_of_its_own():
+    kinetics = Published.of_data("kinetics_sounds", TRAINING)
+    sample, modality = kinetics.of("smv"), kinetics.of("smv(level=modality,alpha=0.5)")
+    assert (sample.method, sample.training["optimizer"]) == ("smv(warmup=5)", "adam")
+    assert modality.method == "smv(alpha=0.5,level=modality,part_ratio=0.2,warmup=5)"
+    assert (modality.training["optimizer"], modality.training["lr"]) == ("sgd", 0.001)
+    assert kinetics.of("bss(pace=curriculum)").training["epochs"] == 120
+    assert kinetics.of("bss").training["epochs"] == 100
+
+
+def test_several_methods_in_one_keep_their_own_settings():
+    short = replace(TRAINING, epochs=30)
+    cremad = Published.of_data("cremad", short)
+    apart = cremad.of("relearn+ogm_ge")  # 90 epochs at 0.002 and 100 at 0.001
+    assert apart.method == "ogm_ge(alpha=0.8,end=15)+relearn(every=7,strength=3.0,times=3)"
+    assert apart.of(short) == short
+    assert apart.changes == {
+        "source": "ogm_ge: README and defaults of GeWu-Lab/OGM-GE_CVPR2022; relearn: script of "
+        "GeWu-Lab/Diagnosing_Relearning_ECCV2024; no training is published for all of them, so the "
+        "common one"
+    }
+    alike = cremad.of("pggb(alpha=0.75)+ogm_ge")
+    assert alike.method == "ogm_ge(alpha=0.8,end=50)+pggb(alpha=0.75)"
+    assert alike.training == cremad.of("ogm_ge").training == cremad.of("pggb").training
+    assert "common" not in alike.source
+    one = cremad.of("relearn+multi_loss")
+    assert (one.method, one.training) == ("multi_loss+relearn(every=7,strength=3.0,times=3)", {})
+    assert one.source.startswith("multi_loss: no published settings found; relearn: script of ")
+    none = cremad.of("multi_loss+modality_dropout")
+    assert none.changes == {"source": "no published settings found; common settings"}
 
 
 def test_by_hand():
@@ -53,11 +94,9 @@ def test_by_hand():
     assert own.of(TRAINING) == replace(
         TRAINING, lr=1e-3, weight_decay=1e-4, lr_step=70, batch_size=64, epochs=100
     )
-    both = Published.of_data("cremad", TRAINING).of("relearn+ogm_ge")
-    assert (both.method, both.of(TRAINING)) == ("ogm_ge+relearn", TRAINING)
     nothing = Published.of_data("kinetics_sounds", TRAINING).of("joint")
     assert (nothing.method, nothing.of(TRAINING)) == ("joint", TRAINING)
-    assert nothing.changes == {"source": "nothing published; common settings"}
+    assert nothing.changes == {"source": "no published settings found; common settings"}
 
 
 def test_a_data_set_of_which_nothing_is_known(tmp_path):
@@ -86,7 +125,7 @@ def test_a_comparison_says_so(tmp_path, monkeypatch):
     assert said in table(out)
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["own"]["dgl(alpha=2.0)"] == {"epochs": 1, "source": "here"}
-    assert config["own"]["joint"] == {"source": "nothing published; common settings"}
+    assert config["own"]["joint"] == {"source": "no published settings found; common settings"}
     runs = {
         path.parent.name: yaml.safe_load(path.read_text())
         for path in out.glob("runs/*/config.yaml")

@@ -19,7 +19,7 @@ from golden.compare import COMPARISONS
         ("smv", ("to the last bit",)),
         ("bss", ("the released code was read, not run (njustkmg/IJCAI25-BSS)",)),
         ("umt", ("no released code was found",)),
-        ("arl", ("not compared, as the released code raises an error",)),
+        ("arl", ("the released code was read, not run (shicaiwei123/ICCV2025-ARL)",)),
         ("joint", ("no released code was compared",)),
     ],
 )
