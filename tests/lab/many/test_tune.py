@@ -17,11 +17,12 @@ from evenly.data import Data, save_npz
 from evenly.lab.many.compare import compare
 from evenly.lab.many.local import Local
 from evenly.lab.many.trials import Search
-from evenly.lab.many.tune import Trials, _prepare, tune
+from evenly.lab.many.tune import Trials, _prepare, _versions, tune
 from evenly.lab.many.tuned import Tuned, Tuning
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training, write_settings
+from evenly.lab.run.versions import mixed
 from evenly.lab.statistics.tables import table
 from evenly.report import write_formats
 from pools import local
@@ -312,6 +313,8 @@ def test_versions_of_all_commands_are_told(tmp_path, capsys):
     used = {"torch": "1.0", "python": "3.0"}
     before = {**search.settings(), "precision": "32", "trials": 3, "versions": used}
     write_settings(tmp_path / "tune.yaml", before)
+    assert not mixed(_versions(search, before))  # no trial has run
+    (tmp_path / "trials").mkdir()
     with pytest.raises(KeyboardInterrupt):
         tune(search, stop)
     now = version("torch")

@@ -127,7 +127,9 @@ def _prepare(search: Search, found: Mapping[str, Any], data: Data) -> list[str]:
 def _versions(search: Search, found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """What the trials of earlier commands with this folder used, and what those of this one use."""
     now = versions({**search.settings(), "methods": list(search.methods)})
-    before = {name: x for name, x in found.get("versions", {}).items() if name in now}
+    has_run = (search.out / "trials").is_dir()  # tune.yaml is there before the first trial
+    known = found.get("versions", {}) if has_run else {}
+    before = {name: x for name, x in known.items() if name in now}
     return {"earlier trials": before, "trials from now on": now}
 
 
