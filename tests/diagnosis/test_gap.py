@@ -471,6 +471,11 @@ class TestMessages:
         for gap, splits in {"stable": (scarce, rare), "shared": (train, rare)}.items():
             check_rows(in_classes(*splits), gap)
             assert diagnose(*splits, gap=gap).gap["m"] < 1
+        none = replace(val, present={"m": torch.zeros(30).bool()})
+        for gap, least in {"stable": 2, "shared": 3}.items():
+            message = f"gap='{gap}', which takes at least {least} of the training split and 1 of "
+            with pytest.raises(ValueError, match=message):
+                check_rows(in_classes(train, none), gap)
 
     def test_no_sample(self):
         split = features(torch.rand(0, 2), torch.zeros(0).long())

@@ -394,6 +394,26 @@ def test_a_curve_over_missing_rates_has_intervals(folder):
         ),
         ({"noise": {}, "limit_samples": None}, ""),
         (
+            {"limit_samples": 3, "class_names": ["a", "b", "c"]},
+            "At most 3 samples of each split are used.",
+        ),
+        (
+            {"limit_samples": 2, "class_names": ["a", "b", "c"]},
+            "At most 2 samples of each split are used, but at least one of each class.",
+        ),
+        (
+            {"limit_samples": 20, "task": "labels"},
+            "Samples have several labels: accuracy is the share of samples with all labels right. "
+            "At most 20 samples of each split are used, but at least one with and one without each "
+            "label.",
+        ),
+        (
+            {"limit_samples": 5, "task": "number"},
+            "Methods are ranked by the mean absolute error (MAE), in the data's units; lower is "
+            "better. At most 5 samples of each split are used, but at least one in each tenth of "
+            "the values.",
+        ),
+        (
             {"missing": {"a": 0.3, "b": 0.125}, "missing_test": {"a": 0, "b": 1}},
             "Modalities are missing: a from 30 % and b from 12.5 % of the training and validation "
             "samples; b from 100 % of the test samples.",

@@ -177,7 +177,7 @@ def test_the_modality_that_carries_the_prediction():
     ],
 )
 def test_a_model_that_is_no_better_than_a_guess(audio, visual, said):
-    begin = "Joint training is no better than a guess without any input"
+    begin = "Joint training is no better in accuracy than a guess without any input"
     assert contributing(audio, visual) == begin + said
 
 
@@ -200,8 +200,8 @@ def test_an_error_that_a_modality_raises():
         (0.3, -0.05, "text carries the prediction of joint training (0.300 of MAE; au -0.050)."),
         (0.05, 0.01, "No modality clearly contributes to the prediction of joint training "
                      "(text 0.050 of MAE; au 0.010)."),
-        (0.1, -0.3, "Joint training is no better than a guess without any input: au raises MAE by "
-                    "0.300 (text 0.100 of MAE)."),
+        (0.1, -0.3, "Joint training is no better in MAE than a guess without any input: au raises "
+                    "MAE by 0.300 (text 0.100 of MAE)."),
     ):  # fmt: skip
         worth = [
             row("joint", x, metric=f"contribution/{m}") for m, x in (("text", text), ("au", au))
@@ -228,6 +228,11 @@ def test_several_labels():
     assert what_was_found(rows) == (
         "No method differs significantly from joint training (accuracy on whole label sets "
         "90.0 %); pmr has the best mean, 91.0 %."
+    )
+    worth = [row("joint", x, metric=f"contribution/{m}") for m, x in (("a", -0.1), ("b", -0.2))]
+    assert what_was_found([JOINT, rows[-1], *worth]).endswith(
+        " Joint training is no better in accuracy on whole label sets than a guess without any "
+        "input: b costs 20.0 points and a costs 10.0 points."
     )
 
 

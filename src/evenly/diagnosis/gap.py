@@ -617,21 +617,32 @@ def _of_labels(train: Features, val: Features) -> Numbered:
     return Numbered(train, val, k, (note,) if lacking else (), sets, group)
 
 
-def check_rows(numbered: Numbered, gap: Gap) -> None:
-    """Raises if fewer samples of a split have a modality than it gets clusters.
+def rows_needed(gap: Gap, k: int) -> tuple[int, int]:
+    """The fewest training and validation samples with a modality for `k` clusters.
 
-    `stable` takes no more clusters than rows, and `shared` clusters the training split alone.
+    `shared` clusters the training split alone, and `stable` takes no more clusters than rows.
     """
-    clustered = {"stable": (), "shared": (numbered.train,)}
-    for split in clustered.get(gap, (numbered.train, numbered.val)):
+    return {"shared": (k, 1), "stable": (2, 1)}.get(gap, (k, k))
+
+
+def check_rows(numbered: Numbered, gap: Gap) -> None:
+    """Raises if too few samples of a split have a modality."""
+    needed = rows_needed(gap, numbered.k)
+    for split, need in zip((numbered.train, numbered.val), needed, strict=True):
         have = [
             int(split.present[name].sum()) if name in split.present else len(split.target)
             for name in split.features
         ]
         counts = distributed.sum_(split.target.new_tensor(have), sharded=split.sharded)
         for name, count in zip(split.features, counts.tolist(), strict=True):
-            if count < numbered.k:
-                raise too_few(name, count, numbered.k)
+            if count < need == numbered.k:
+                raise too_few(name, count, need)
+            if count < need:
+                raise UserError(
+                    f"'{name}' has too few samples for gap='{gap}', which takes at least "
+                    f"{needed[0]} of the training split and {needed[1]} of the validation split. "
+                    "Pass larger splits, or leave that modality out."
+                )
 
 
 def too_few(name: str, count: int, k: int) -> UserError:

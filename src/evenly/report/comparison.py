@@ -65,8 +65,17 @@ def _task(config: Mapping[str, Any]) -> str:
 
 
 def _limited(config: Mapping[str, Any]) -> str:
-    count = config.get("limit_samples")
-    return "" if count is None else f"At most {count:,} samples of each split are used."
+    count, task = config.get("limit_samples"), config.get("task")
+    if count is None:
+        return ""
+    least = ""  # what may be more
+    if task == "labels":
+        least = ", but at least one with and one without each label"
+    elif task == "number":
+        least = ", but at least one in each tenth of the values"
+    elif count < len(config.get("class_names") or ()):
+        least = ", but at least one of each class"
+    return f"At most {count:,} samples of each split are used{least}."
 
 
 def _noise(config: Mapping[str, Any]) -> str:

@@ -141,12 +141,17 @@ class _Table:
     def value(self, row: Mapping[str, Any]) -> str:
         return f"{self.metric.shown(row['mean'])}{self.metric.unit}"
 
-    def measured(self, row: Mapping[str, Any]) -> str:
-        """The main metric of a method by name."""
+    @property
+    def called(self) -> str:
+        """The main metric by name."""
         several = "mean_average_precision" in self.metrics or "micro_f1" in self.metrics
         which = " on whole label sets" if several and self.metric.is_share else ""
+        return f"{self.metric.words}{which}"
+
+    def measured(self, row: Mapping[str, Any]) -> str:
+        """The main metric of a method by name and value."""
         lower = ", lower is better" if self.metric.sign < 0 else ""
-        return f"{self.metric.words}{which} {self.value(row)}{lower}"
+        return f"{self.called} {self.value(row)}{lower}"
 
 
 def _only_modality(method: str) -> str:
@@ -226,7 +231,7 @@ def _carrying(seen: _Table) -> list[str]:
     listed = "; ".join(shown)
     if total <= 0:
         end = f": {harm}" * bool(harm) + f" ({listed})" * bool(listed)
-        return [f"{usual} is no better than a guess without any input{end}."]
+        return [f"{usual} is no better in {seen.called} than a guess without any input{end}."]
     first, end = kept[0], f"; {harm}" * bool(harm)
     if first not in clear:
         return [f"no modality clearly contributes to the prediction of {usual} ({listed}){end}."]

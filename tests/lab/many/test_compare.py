@@ -20,7 +20,7 @@ import trees
 from evenly.cli import main
 from evenly.data import save_npz
 from evenly.files import held, write_csv
-from evenly.lab.many.compare import Failed, compare
+from evenly.lab.many.compare import Failed, circumstances, compare
 from evenly.lab.many.local import Local
 from evenly.lab.run.settings import Cell, Training, write_settings
 from evenly.lab.statistics.tables import SUMMARY, Answers, summary, table, write_tables
@@ -211,6 +211,14 @@ def test_versions_are_those_of_the_runs(tmp_path, capsys):
         assert [text for text in config["notes"] if "versions of" in text] == [said]
         assert said.replace("'", "&#39;") in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert config["versions"]["torch"] == f"1.0; {now}; 2.0"
+
+
+def test_what_decoded_the_data_is_kept():
+    found = {"versions": {"av": "14.0", "torch": "1.0", "python": "3.0"}}
+    kept = circumstances(found, {"torch": "2.0"})["versions"]
+    assert (kept["av"], kept["torch"]) == ("14.0", "2.0")
+    assert kept["python"].startswith("3.0; ")
+    assert circumstances(found, {"av": "15.0"})["versions"]["av"] == "14.0; 15.0"
 
 
 def test_settings_of_another_program_are_left_alone(tmp_path):

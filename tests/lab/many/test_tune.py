@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from torch import nn
 
@@ -16,11 +17,12 @@ from evenly.data import Data, save_npz
 from evenly.lab.many.compare import compare
 from evenly.lab.many.local import Local
 from evenly.lab.many.trials import Search
-from evenly.lab.many.tune import Trials, tune
+from evenly.lab.many.tune import Trials, _prepare, _versions, tune
 from evenly.lab.many.tuned import Tuned, Tuning
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training, write_settings
+from evenly.lab.run.versions import mixed
 from evenly.lab.statistics.tables import table
 from evenly.report import write_formats
 from pools import local
@@ -311,6 +313,8 @@ def test_versions_of_all_commands_are_told(tmp_path, capsys):
     used = {"torch": "1.0", "python": "3.0"}
     before = {**search.settings(), "precision": "32", "trials": 3, "versions": used}
     write_settings(tmp_path / "tune.yaml", before)
+    assert not mixed(_versions(search, before))  # no trial has run
+    (tmp_path / "trials").mkdir()
     with pytest.raises(KeyboardInterrupt):
         tune(search, stop)
     now = version("torch")
@@ -319,6 +323,19 @@ def test_versions_of_all_commands_are_told(tmp_path, capsys):
     found = yaml.safe_load((tmp_path / "tune.yaml").read_text())["versions"]
     assert found["torch"] == f"1.0; {now}"
     assert found["python"].startswith("3.0; ")
+
+
+def test_a_search_does_without_samples_for_what_no_trial_measures(tmp_path):
+    """Two of thirty validation samples have x, fewer than the three clusters of a diagnosis."""
+    rows = {"train": torch.arange(60), "val": torch.arange(60, 90)}
+    inputs = {"x": torch.randn(90, 2), "y": torch.randn(90, 2)}
+    here = (torch.arange(90) < 60) | (torch.arange(90) > 87)
+    data = Data("mine", inputs, torch.arange(90) % 3, rows, list("abc"), present={"x": here})
+    training = replace(TRAINING, task="classes", select="accuracy")
+    search = replace(SEARCH, training=training, out=tmp_path)
+    assert _prepare(search, {}, data)
+    with pytest.raises(ValueError, match=r"'x' is in 2 of 30 .* 3 clusters .*\. Set gap=stable"):
+        _prepare(replace(search, methods=("joint", "relearn")), {}, data)
 
 
 def test_all_trials_train_in_the_precision_that_was_found_first(tmp_path, monkeypatch):

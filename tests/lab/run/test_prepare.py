@@ -2,8 +2,6 @@ import pytest
 import torch
 from torch import nn
 
-from evenly.data import Data
-from evenly.data.tasks import Numbers
 from evenly.lab.run.prepare import prepare, say
 from evenly.lab.run.settings import Cell, Training
 
@@ -59,29 +57,6 @@ def test_what_is_missing_and_who_is_not_made_for_it_are_told():
         said = any(learns_none in note for note in notes(method, missing_token=True))
         assert said == (method != "joint")
     assert notes("joint", missing={"m1": 0.0}, missing_test={"m2": 0.0}) == notes("joint")
-
-
-def test_what_is_never_diagnosed_needs_no_samples():
-    rare = {"missing": {"m1": 0.97}, "diagnose_every": 0}
-    for method in ("joint", "relearn(gap=stable)"):
-        assert notes(method, **rare)
-    with pytest.raises(ValueError, match=r"or set --diagnose-every 0 and gap=stable in relearn\."):
-        notes("relearn", **rare)
-
-
-def test_a_modality_that_few_samples_have_from_the_start_is_told_by_the_clusters_of_the_task():
-    rows = {"train": torch.arange(60), "val": torch.arange(60, 90), "test": torch.arange(90, 120)}
-    inputs = {"x": torch.randn(120, 2), "y": torch.randn(120, 2)}
-    here = {"x": torch.arange(120) % 30 < 4}  # eight of the training, four of the validation split
-    numbers, labels = torch.rand(120, 1), (torch.arange(120)[:, None] % torch.arange(2, 8)) < 1
-    of_numbers = numbers, Numbers(("size",)), ["size"], r"8 of 60 samples of the training .* 10 "
-    of_labels = labels.float(), None, list("abcdef"), r"4 of 30 samples of the validation .* 6 "
-    for target, task, names, said in (of_numbers, of_labels):
-        data = Data("mine", inputs, target, rows, names, present=here, task=task)
-        with pytest.raises(ValueError, match=rf"'x' is in {said}clusters .*\. Set --d"):
-            prepare([Cell(Training(data=DATA), "joint", 0)], data)
-        assert prepare([Cell(Training(data=DATA), "unimodal(modality=y)", 0)], data)
-        assert prepare([Cell(Training(data=DATA, diagnose_every=0), "joint", 0)], data)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from evenly.lab.run.settings import (
     with_code,
     write_settings,
 )
-from evenly.lab.run.versions import MIXED, joined, mixed, of_run
+from evenly.lab.run.versions import DECODERS, MIXED, joined, mixed, of_run
 from evenly.lab.statistics.projection import project, project_meanwhile
 from evenly.lab.statistics.tables import write_tables
 from evenly.metrics import METRICS
@@ -300,15 +300,17 @@ def circumstances(found: Mapping[str, Any], used: Mapping[str, str]) -> dict[str
     """Commands, versions and hardware, for a file of settings.
 
     Args:
-        found: The file's earlier content, whose commands, machines and Pythons are kept.
+        found: The file's earlier content, whose commands, machines, Pythons and decoders are kept.
         used: Versions of the packages that all results of the file depend on.
     """
-    before = {name: x for name, x in found.get("versions", {}).items() if name == "python"}
+    # Later commands read what an earlier one decoded, and its runs do not record with what.
+    kept = ("python", *DECODERS)
+    before = {name: x for name, x in found.get("versions", {}).items() if name in kept}
     command = shlex.join(["evenly", *map(hidden_argument, sys.argv[1:])])
     machines = _union(found.get("hardware", "").split("; "), [hardware()])
     return {
         "command": "\n".join(_union(found.get("command", "").splitlines(), [command])),
-        "versions": joined([used, before, {"python": platform.python_version()}]),
+        "versions": joined([before, used, {"python": platform.python_version()}]),
         "hardware": "; ".join(filter(None, machines)),
     }
 

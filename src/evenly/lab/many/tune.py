@@ -127,14 +127,20 @@ def _prepare(search: Search, found: Mapping[str, Any], data: Data) -> list[str]:
 def _versions(search: Search, found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """What the trials of earlier commands with this folder used, and what those of this one use."""
     now = versions({**search.settings(), "methods": list(search.methods)})
-    before = {name: x for name, x in found.get("versions", {}).items() if name in now}
+    has_run = (search.out / "trials").is_dir()  # tune.yaml is there before the first trial
+    known = found.get("versions", {}) if has_run else {}
+    before = {name: x for name, x in known.items() if name in now}
     return {"earlier trials": before, "trials from now on": now}
 
 
 def _first(search: Search) -> list[Cell]:
-    """The run of each method without a search."""
-    given = (space.first for space in search.spaces.values())
-    return [Cell(tuned.of(search.training), tuned.method, 0) for tuned in given]
+    """The first run of each method's first trial."""
+    return [_cell(search.training, space.first, 0) for space in search.spaces.values()]
+
+
+def _cell(training: Training, tuned: Tuned, seed: int) -> Cell:
+    """A run of a trial, which has no figures for purity and gap."""
+    return Cell(replace(tuned.of(training), diagnose_every=0), tuned.method, seed)
 
 
 def _decided(studies: Studies, found: Mapping[str, Any], data: Data) -> tuple[Training, list[str]]:
@@ -422,10 +428,8 @@ class Trials:
 
     def _job(self, running: _Running) -> Job:
         """The next seed of a trial, in its own folder."""
-        # Purity and gap are only for figures, which a trial does not have.
-        training = replace(running.tuned.of(self._training), diagnose_every=0)
-        cell = Cell(training, running.tuned.method, len(running.results))
-        name = Cell(training, running.method, running.trial.number).folder
+        cell = _cell(self._training, running.tuned, len(running.results))
+        name = Cell(cell.training, running.method, running.trial.number).folder
         folder = self._search.out / "trials" / name / str(cell.seed)
         shutil.rmtree(folder, ignore_errors=True)  # of a study no longer in the database
         running.job = Job(

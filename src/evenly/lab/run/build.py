@@ -18,15 +18,13 @@ from evenly.criteria import (
     SigmoidFocal,
     balanced_weights,
 )
-from evenly.data import Data, Modality, SplitName, load
+from evenly.data import Data, Modality, load
 from evenly.data.tasks import Classes, Task, criterion_of_labels
-from evenly.diagnosis.gap import in_classes
 from evenly.errors import UserError
-from evenly.features import Features
 from evenly.imported import imported, is_own
 from evenly.lab.run.augment import check_changes
 from evenly.lab.run.optimizer import optimizer_of
-from evenly.lab.run.settings import CALLED, Cell, Training
+from evenly.lab.run.settings import Cell, Training
 from evenly.method import Criterion, Info, Method
 from evenly.methods import METHODS, method_named
 from evenly.methods.composed import Composed, check_unimodal, combined
@@ -51,56 +49,9 @@ def with_missing(data: Data, cell: Cell) -> Data:
     """The data as a cell's run sees them, with modalities missing as its training requests.
 
     Raises:
-        ValueError: If samples would lose all modalities, or too few have one for a planned
-            diagnosis.
+        ValueError: If samples would lose all modalities.
     """
-    seen = data.missing(cell.training.lacking, cell.seed)
-    _check_diagnosis(seen, cell)
-    return seen
-
-
-def _check_diagnosis(seen: Data, cell: Cell) -> None:
-    """Raises if a planned diagnosis has more clusters than a split has samples with a modality."""
-    training, settings = cell.training, method_settings(cell)
-    pulls = any(issubclass(_kind(spec), Relearn) for spec in together(cell.method))
-    pulls = pulls and settings.get("gap") not in ("stable", "shared")  # which need fewer samples
-    several_numbers = seen.task.name == "number" and len(seen.task.names) > 1
-    if several_numbers or not (training.measure_every or pulls):
-        return
-    names = [settings["modality"]] if info_of(cell.method).alone else list(seen.modalities)
-    for judged in dict.fromkeys(("val", training.selects_on)):
-        pair: tuple[SplitName, SplitName] = "train", judged
-        if not all(map(seen.has, pair)):
-            continue
-        k = in_classes(*(_targets(seen, split) for split in pair)).k
-        for split in pair:
-            total, lacking = len(seen.split(split)), seen.lacks(split)
-            for name in names:
-                here = total - lacking.get(name, 0)
-                if here < k:
-                    raise _too_rare(cell, name, split, f"{here} of {total}", k, pulls=pulls)
-
-
-def _targets(data: Data, split: SplitName) -> Features:
-    """The targets of a split as a diagnosis sees them."""
-    target = data.split(split).target
-    if target.ndim == 2 and target.shape[1] == 1:
-        target = target[:, 0]
-    return Features({"": torch.zeros(len(target), 1)}, target)
-
-
-def _too_rare(
-    cell: Cell, name: str, split: SplitName, counts: str, k: int, *, pulls: bool
-) -> UserError:
-    training = cell.training
-    option = "missing-test" if split == "test" and name in training.missing_test else "missing"
-    rate = training.lacking[split].get(name)
-    lower = f"lower --{option}.{name} {rate:g}, or " if rate else ""
-    step = f"{lower}set --diagnose-every 0{f' and gap=stable in {cell.method}' if pulls else ''}"
-    return UserError(
-        f"'{name}' is in {counts} samples of the {CALLED[split]} split, fewer than the {k} "
-        f"clusters of a diagnosis. {step[0].upper()}{step[1:]}."
-    )
+    return data.missing(cell.training.lacking, cell.seed)
 
 
 def build_model(data: Data, cell: Cell) -> LateFusion:
@@ -558,10 +509,13 @@ def left_out(task: Task | None = None) -> list[str]:
 
 def wanted(task: Task) -> str:
     """What a method must take to train on a task, in words."""
-    return f"{len(task.names)} numbers per sample" if _several(task) else in_words([task.takes])
+    return (
+        f"{len(task.names)} numbers per sample" if several_numbers(task) else in_words([task.takes])
+    )
 
 
-def _several(task: Task) -> bool:
+def several_numbers(task: Task) -> bool:
+    """Whether each sample has several numbers, which have no purity."""
     return task.name == "number" and len(task.names) > 1
 
 
@@ -612,7 +566,9 @@ def _unsuitable(cell: Cell, name: str, need: str, found: str, instead: str) -> U
 
 
 def _fits(kind: type[Method], task: Task) -> bool:
-    return task.takes in kind.info.targets and not (_several(task) and issubclass(kind, Relearn))
+    return task.takes in kind.info.targets and not (
+        several_numbers(task) and issubclass(kind, Relearn)
+    )
 
 
 def takes_task(method: str, task: Task) -> bool:

@@ -12,6 +12,7 @@ from evenly.data import SplitName
 from evenly.data.dataset import bare
 from evenly.diagnosis.gap import diagnose
 from evenly.features import Features
+from evenly.lab.run.diagnoses import measured_every
 from evenly.lab.run.evaluation import Evaluation
 from evenly.lab.run.inspection import informed
 from evenly.lab.run.parts import Parts
@@ -135,9 +136,7 @@ def _measured(parts: Parts, epoch: int) -> Row:
     training = parts.cell.training
     # The first is the split that a method may see; the last selects the epoch.
     judged = dict.fromkeys(("val", training.selects_on))
-    task = parts.data.task
-    several_numbers = task.name == "number" and len(task.names) > 1  # without a purity
-    every = 0 if several_numbers else training.measure_every
+    every = measured_every(training, parts.data.task)
     diagnosed = every and (epoch % every == 0 or epoch == training.epochs - 1)
     row: Row = {}
     seen: dict[SplitName, Features] = {}

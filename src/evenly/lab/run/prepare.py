@@ -25,6 +25,7 @@ from evenly.lab.run.build import (
     with_missing,
 )
 from evenly.lab.run.contract import contract_notes
+from evenly.lab.run.diagnoses import check_diagnoses
 from evenly.lab.run.kept import keeps
 from evenly.lab.run.measures import check_measures, measures
 from evenly.lab.run.settings import CALLED, Cell
@@ -49,7 +50,8 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
         The data, and notes for the user.
 
     Raises:
-        ValueError: If something is wrong with the data, an encoder or a method.
+        ValueError: If something is wrong with the data, an encoder or a method, or too few samples
+            have a modality for a planned diagnosis.
     """
     training = cells[0].training
     data = load_data(training) if data is None else data
@@ -75,10 +77,12 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
         raise UserError(
             f"--select {training.select} does not apply to {data.name}. Choose from: {listed}."
         )
+    built: list[tuple[Cell, LateFusion, Method]] = []
     for cell, model in zip(cells, models, strict=True):
         criterion = build_criterion(data, cell.training)
         optimizer = build_optimizer(model, cell.training)
         method = build_method(cell, model, optimizer, build_sampler(data, cell), criterion)
+        built.append((cell, model, method))
         notes += _method_notes(cell, method, divides_size(optimizer))
         notes += contract_notes(cell, data)
         if lack["train"] and not method.info.missing:
@@ -94,6 +98,7 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
             notes.append(f"{cell.method}: does nothing to {listed}, whose encoder is frozen.")
         if training.world > 1:
             notes += _share_notes(cell, method)
+    check_diagnoses(built, seen)
     if training.world > 1 and not torch.cuda.is_available() and _normed(widest.encoders):
         notes.append("BatchNorm uses the statistics of each process's share of a batch.")
     if training.accumulate > 1 and _normed(widest.encoders):

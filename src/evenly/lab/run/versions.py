@@ -21,6 +21,9 @@ PACKAGES = {
 }
 """What reads inputs, changes them, or computes with them: names for pip, by names for import."""
 
+DECODERS = ("av", "soundfile", "pillow")
+"""Those of PACKAGES that only the process which prepares the data loads, for all of its runs."""
+
 MIXED = "runs use several versions of "
 """How the note of `mixed` begins."""
 

@@ -274,7 +274,7 @@ def _unlike_its_test(run: Trained, without: Collection[str]) -> Iterator[str]:
         if share := run.missing.get(name):
             yield (
                 f"'{name}' was taken from {100 * share:g} % of the test samples of {run.folder} "
-                "(--missing); none is taken from this data."
+                "(--missing or --missing-test); none is taken from this data."
             )
 
 
