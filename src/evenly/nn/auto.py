@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -340,6 +341,7 @@ class Auto(Tokened):
                 f"'{modality.name}' has {modality.shape[0]}. Cut the texts off: "
                 f"text(tokenizer={name},length={self.longest})."
             )
+        _check_blocks(name, self.model, modality)
         check_tokens(name, modality, self._count)
 
     def _of_text(self, x: Padded) -> _Made:
@@ -574,6 +576,25 @@ def _pair(size: Any) -> list[int] | None:
     return [size, size] if isinstance(size, int) else list(size)
 
 
+def _check_blocks(name: str, model: nn.Module, modality: Modality) -> None:
+    """Raises if texts are long enough for block-sparse attention, as in BigBird.
+
+    Its last block, to which all tokens attend, is that of the padded text. After the first shorter
+    batch, such a model attends in full for good.
+    """
+    sizes = _sizes(model)
+    if sizes.get("attention_type") != "block_sparse":
+        return
+    full = (5 + 2 * sizes["num_random_blocks"]) * sizes["block_size"]
+    if modality.shape[0] > full:
+        raise UserError(
+            f"'{name}' ({type(model).__name__}) attends by blocks in texts of more than {full} "
+            f"tokens, and '{modality.name}' has texts of up to {modality.shape[0]}; their features "
+            "would depend on the texts beside them. Give config={attention_type: original_full}, "
+            f"or cut the texts off: text(tokenizer={name},length={full})."
+        )
+
+
 # Loading
 
 
@@ -656,7 +677,11 @@ def _taken(model: Any, modality: Modality) -> tuple[nn.Module, bool]:
     tower = getattr(model, f"{_TOWERS.get(modality.kind)}_model", None)
     if tower is not None:
         return tower, True
-    if model.config.is_encoder_decoder:
+    # A folder of T5's encoder alone says it is no encoder-decoder, but AutoModel makes both.
+    is_both = (
+        hasattr(model, "decoder") and "decoder_input_ids" in signature(model.forward).parameters
+    )
+    if model.config.is_encoder_decoder or is_both:
         return model.get_encoder(), False
     return model, model.config.model_type.endswith(("_text_model", "_vision_model"))
 
