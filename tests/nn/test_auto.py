@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from evenly.data import Modality, Padded
 from evenly.nn import ENCODERS, LateFusion
-from evenly.nn.auto import Auto
+from evenly.nn.auto import Auto, _checkpoint
 from evenly.nn.heads import TOKEN_FUSIONS
 from evenly.nn.pretrained import configurations
 
@@ -722,6 +722,22 @@ def test_checkpointing_changes_no_gradient(name, lora, folder):
     assert plain.keys() == again.keys()
     for key, gradient in plain.items():
         torch.testing.assert_close(again[key], gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_checkpointing_behind_frozen_layers(folder, monkeypatch):
+    place, _ = folder("bert")
+    encoder = Auto(LAYERS["bert"], place, freeze=1, checkpointing=True)
+    passes = []
+    for n, layer in enumerate(encoder.model.encoder.layer):
+        layer.output.register_forward_pre_hook(lambda *_, n=n: passes.append(n))
+    encoder(texts()).sum().backward()
+    assert passes == [0, 1, 1]
+    # As in older releases, which leave this to the module around the layers.
+    layer = transformers.modeling_layers.GradientCheckpointingLayer
+    model = Auto(LAYERS["bert"], place, freeze=1).model
+    monkeypatch.delattr(layer, "gradient_checkpointing")
+    with pytest.raises(ValueError, match=r"recomputes nothing\. Upgrade it"):
+        _checkpoint("x", model, is_partly_frozen=True)
 
 
 def test_what_cannot_be_checkpointed(folder):

@@ -165,7 +165,7 @@ class Auto(Tokened):
                 name, self.model, freeze, lambda: self._made(self._tiny(modality))
             )
         if checkpointing:
-            _checkpoint(name, self.model)
+            _checkpoint(name, self.model, is_partly_frozen=bool(self._still))
         self.train()
 
     def train(self, mode: bool = True) -> "Auto":
@@ -545,11 +545,18 @@ def _adapt(name: str, model: nn.Module, rank: int, freeze: bool | int) -> None:
         raise UserError(f"'{name}' takes no adapters of lora={rank} ({error}).") from error
 
 
-def _checkpoint(name: str, model: Any) -> None:
+def _checkpoint(name: str, model: Any, *, is_partly_frozen: bool) -> None:
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise UserError(
             f"'{name}' ({type(model).__name__}) does not support gradient checkpointing. Leave "
             "checkpointing out."
+        )
+    # Older releases go by the mode of the module around the layers, which stays in evaluation.
+    if is_partly_frozen and not hasattr(_layers(model)[-1], "gradient_checkpointing"):
+        raise UserError(
+            f"'{name}': of a model whose first layers are frozen, the installed Transformers "
+            "recomputes nothing. Upgrade it (pip install -U transformers), or leave checkpointing "
+            "out."
         )
     # Transformers 6 knows only the new name, 4 only the old one.
     new = getattr(model, "activation_checkpointing_enable", None)
