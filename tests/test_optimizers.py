@@ -339,12 +339,15 @@ class TestRates:
         assert lowered_from(optimizer) == 0.1
 
     def test_a_group_with_a_rate_of_its_own(self):
-        """It may be low on purpose, as a backbone's; what no group has, none has on purpose."""
+        """It may be low on purpose, as a backbone's, and a default may be nobody's choice."""
         one, other = weights(), weights()
         groups = [{"params": one, "lr": 1e-5}, {"params": other}]
         assert lowered_from(torch.optim.SGD(groups, 0.1)) is None
-        groups = [{"params": one, "lr": 1e-5}, {"params": other, "lr": 1e-3}]
-        assert lowered_from(torch.optim.SGD(groups, 0.1)) == 0.1
+        groups = [{"params": one, "lr": 1e-4}, {"params": other, "lr": 2e-4}]
+        assert lowered_from(torch.optim.AdamW(groups)) is None
+        for group in (same := torch.optim.AdamW([{"params": one}, {"params": other}])).param_groups:
+            group["lr"] = 1e-4
+        assert lowered_from(same) == 1e-3
 
 
 class TestCheckTrains:

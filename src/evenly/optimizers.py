@@ -96,15 +96,16 @@ def unscheduled(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lowered_from(optimizer: Optimizer) -> float | None:
-    """The learning rate that an optimiser was made with, if none of its groups trains at it now.
+    """The default learning rate of an optimiser, if all its groups train at one lower rate now.
 
-    Then something may have lowered the rates without a note. None if a rate is as high.
+    Then something may have lowered the rate without a note. None if the groups' rates differ, since
+    they were then given group by group, and the default may be nobody's choice.
     """
     made, groups = optimizer.defaults.get("lr"), optimizer.param_groups
     if made is None or any("max_lr" in group for group in groups):
         return None
-    is_lower = all(float(rate_of(group)) < 0.999 * float(made) for group in groups)
-    return float(made) if is_lower else None
+    first, *others = {float(rate_of(group)) for group in groups}
+    return float(made) if not others and first < 0.999 * float(made) else None
 
 
 def finish(optimizer: Optimizer) -> None:

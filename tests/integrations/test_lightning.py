@@ -22,6 +22,8 @@ from toy import (
 )
 
 import evenly
+from evenly.methods import MLA
+from evenly.nn import LateFusion
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",
@@ -329,6 +331,32 @@ def test_a_batch_without_a_loss_is_no_step_of_the_methods(first, tmp_path):
     module = Skipping("everything")
     fit(module, tmp_path, max_epochs=1)
     assert module.method.calls.count("step") == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*`training_step` returned `None`")
+def test_a_pass_without_a_loss_ends_the_turn(tmp_path):
+    class InTurn(Module):
+        def __init__(self):
+            super().__init__()
+            encoders = {name: nn.Linear(5, 6) for name in ("left", "right")}
+            self.net = LateFusion(encoders, 3, "shared")
+            self.method = MLA(self.net.encoders, head=self.net.head)
+            self.turns = []
+
+        def forward(self, left, right):
+            return self.net({"left": left, "right": right})
+
+        def training_step(self, batch, batch_idx):
+            self.turns.append(self.method.turn)
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx in (0, 5) else loss
+
+    train, _ = loaders()
+    batches = evenly.Repeated(train.sampler, train.batch_size, repeats=2)
+    module = InTurn()
+    engine = trainer(module, tmp_path, max_epochs=1)
+    engine.fit(module, DataLoader(train.dataset, batch_sampler=batches))
+    assert module.turns == ["left", "right"] * 6
 
 
 def test_a_training_too_short_for_the_method_is_told_at_its_start_and_end(tmp_path, caplog):

@@ -18,7 +18,7 @@ from evenly.lab.run.build import (
 )
 from evenly.lab.run.prepare import prepare
 from evenly.lab.run.settings import Cell, Training
-from evenly.methods import AGM, MSLR, OGM, SMV, Finetune, MMPareto
+from evenly.methods import AGM, MLA, MSLR, OGM, SMV, Finetune, MMPareto, TCMax
 from evenly.methods.composed import check_unimodal, combined
 from evenly.methods.pggb import PGGB
 from evenly.spec import parse, split, together
@@ -113,11 +113,17 @@ def test_other_refusals():
 
 
 def test_who_compares_modalities_does_not_go_with_one_at_a_time():
-    text = r"MLA trains on one modality at a time, but OGM compares the modalities of a batch\."
+    text = r"MLA trains on one modality at a time, but OGM does not declare that a batch may lack "
     for method in ("mla+ogm", "ogm+mla"):
         with pytest.raises(ValueError, match=text):
             Run(method, head="shared")
     Run("mla+relearn", head="shared").train(1)
+    model = net(head="shared")
+    mla, ogm = MLA(model.encoders, head=model.head), OGM(model.encoders)
+    inner = Composed(Relearn(model.encoders), mla)
+    with pytest.raises(ValueError, match="Composed trains on one modality at a time, but OGM"):
+        Composed(inner, ogm)
+    Composed(Composed(Relearn(model.encoders), TCMax(model.encoders)), ogm)  # where none does
 
 
 def test_what_two_call_the_same_is_told_apart():

@@ -255,6 +255,45 @@ def test_a_run_resumed_within_an_epoch_goes_on_with_the_turn():
     assert (fresh.method.turn, fresh.method.length, fresh.method.step) == ("aa", 10, 1)
 
 
+def test_going_back_between_two_turns_of_a_batch():
+    run = Run("mla")
+    run.method.before_epoch(0, run.probe)
+    batches = iter(run.train_loader)
+    run.step(next(batches))
+    state, second = run.method.state_dict(), next(batches)
+    run.step(second)
+    run.method.load_state_dict(state)
+    run.step((second[0], second[1].flip(0), second[2]))
+    assert run.method.step == 2
+
+
+def test_a_pass_that_the_loop_skips_ends_the_turn_and_teaches_nothing():
+    run = Run("mla")
+    run.method.before_epoch(0, run.probe)
+    batches = iter(run.train_loader)
+    run.step(next(batches))
+    projection = run.method.projection
+    run.method.loss(*forward(run.model, next(batches)))
+    run.method.before_step()
+    assert run.method.turn == "a"
+    assert torch.equal(run.method.projection, projection)
+    for batch in batches:
+        run.step(batch)
+
+
+def test_without_that_call_each_later_batch_still_comes_for_each_modality():
+    run = Run("mla")
+    run.method.before_epoch(0, run.probe)
+    turns = []
+    for n, batch in enumerate(run.train_loader):
+        turns.append(run.method.turn)
+        if n == 2:
+            run.method.loss(*forward(run.model, batch))
+        else:
+            run.step(batch)
+    assert turns == ["a", "aa", "a", "a", "aa", "a", "aa", "a", "aa", "a"]
+
+
 def test_one_modality_is_trained_plainly():
     model, plain = (net(("a",), head="shared") for _ in range(2))
     train(model, MLA(model.encoders, head=model.head), sgd(model), 2, names=("a",))

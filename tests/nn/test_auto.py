@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from evenly.data import Modality, Padded
 from evenly.nn import ENCODERS, LateFusion
-from evenly.nn.auto import Auto
+from evenly.nn.auto import Auto, _checkpoint
 from evenly.nn.heads import TOKEN_FUSIONS
 from evenly.nn.pretrained import configurations
 
@@ -40,6 +40,9 @@ CONFIGS = {
         max_position_embeddings=12,
     ),
     "convbert": transformers.ConvBertConfig(**{**WORDS, "pad_token_id": 0}, embedding_size=16),
+    "bigbird": transformers.BigBirdConfig(
+        **{**WORDS, "max_position_embeddings": 64}, block_size=4, num_random_blocks=1
+    ),
     "fnet": transformers.FNetConfig(hidden_size=16, num_hidden_layers=2, vocab_size=40),
     "data2vec": transformers.Data2VecAudioConfig(**WAVE),
     "conformer": transformers.Wav2Vec2ConformerConfig(**WAVE, conv_depthwise_kernel_size=7),
@@ -213,6 +216,18 @@ def test_texts(name, folder):
     assert encoder(empty).isfinite().all()
 
 
+def test_an_encoder_saved_alone(folder):
+    torch.manual_seed(0)
+    place, _ = folder("t5")
+    model = transformers.T5EncoderModel(transformers.T5Config(**CONFIGS["t5"].to_dict())).eval()
+    model.save_pretrained(place)
+    encoder = Auto(of("text", 8, 40), place).eval()
+    x = texts()
+    ids, there = x.values.long(), (torch.arange(8) < x.length[:, None]).long()
+    same(encoder(x), mean(model(ids, there).last_hidden_state, x.length))
+    assert type(Auto(of("text", 8, 40), encoder.configuration()).model) is type(encoder.model)
+
+
 def test_texts_of_siglip_are_filled_up(folder):
     """It was trained so, without a mask, and pools the last of them."""
     place, model = folder("siglip")
@@ -283,6 +298,21 @@ def test_texts_that_padding_would_change_are_refused(folder):
             ValueError, match=rf"{name}' \(\w+\) mixes padding into its tokens, .*text"
         ):
             Auto(of("text", 8, 40), folder(name)[0])
+
+
+def test_long_texts_under_block_sparse_attention_are_refused(folder):
+    """Of (5 + 2) * 4 tokens and fewer, each batch gets full attention."""
+    place, model = folder("bigbird")
+    with pytest.raises(ValueError, match=r"than 28 tokens, .* up to 29; .*original_full}, .*=28"):
+        Auto(of("text", 29, 40), place)
+    x = torch.randint(3, 38, (1, 40))
+    with torch.no_grad():
+        blocks = [model(pad(x, (0, n)), pad(torch.ones_like(x), (0, n)))[0] for n in (0, 20)]
+        assert not torch.allclose(blocks[0], blocks[1][:, :40], atol=1e-3)
+        encoder = Auto(of("text", 40, 40), place, config={"attention_type": "original_full"}).eval()
+        full = [encoder(Padded(pad(x, (0, n)), torch.tensor([40]))) for n in (0, 20)]
+        same(*full)
+    Auto(of("text", 28, 40), place)
 
 
 @pytest.mark.parametrize("name", ["data2vec", "conformer"])
@@ -692,6 +722,22 @@ def test_checkpointing_changes_no_gradient(name, lora, folder):
     assert plain.keys() == again.keys()
     for key, gradient in plain.items():
         torch.testing.assert_close(again[key], gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_checkpointing_behind_frozen_layers(folder, monkeypatch):
+    place, _ = folder("bert")
+    encoder = Auto(LAYERS["bert"], place, freeze=1, checkpointing=True)
+    passes = []
+    for n, layer in enumerate(encoder.model.encoder.layer):
+        layer.output.register_forward_pre_hook(lambda *_, n=n: passes.append(n))
+    encoder(texts()).sum().backward()
+    assert passes == [0, 1, 1]
+    # As in older releases, which leave this to the module around the layers.
+    layer = transformers.modeling_layers.GradientCheckpointingLayer
+    model = Auto(LAYERS["bert"], place, freeze=1).model
+    monkeypatch.delattr(layer, "gradient_checkpointing")
+    with pytest.raises(ValueError, match=r"recomputes nothing\. Upgrade it"):
+        _checkpoint("x", model, is_partly_frozen=True)
 
 
 def test_what_cannot_be_checkpointed(folder):

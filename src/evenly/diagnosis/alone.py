@@ -128,16 +128,15 @@ class Alone:
         }
 
     def lowered(self, optimizer: Optimizer) -> str | None:
-        """A note on rates that something may have lowered; None if nothing suggests it."""
+        """A note on a rate that something may have lowered; None if nothing suggests it."""
         made = lowered_from(optimizer)
         if made is None:
             return None
-        kind = type(optimizer).__name__
-        rates = [f"{rate:g} ('{name}')" for name, rate in self.rates(optimizer).items()]
+        rate = float(rate_of(optimizer.param_groups[0]))
         return (
-            f"The short trainings ran at learning rates of {' and '.join(rates)}, but {kind} was "
-            f"made with {made:g}. If a schedule has lowered the rates since, repeat the checkup "
-            f"with optimizer={kind}(model.parameters(), lr={made:g})."
+            f"The short trainings ran at a learning rate of {rate:g}, but the default of this "
+            f"{type(optimizer).__name__} is {made:g}. If a schedule has lowered the rate since, "
+            "repeat the checkup with a new optimiser like yours, at the rate of your training."
         )
 
     @contextmanager

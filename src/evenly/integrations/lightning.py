@@ -147,8 +147,11 @@ class Balance(Callback):
         asked, self._loss_asked = self._loss_asked, False
         self._loss_ever_asked |= asked
         if all(parameter.grad is None for parameter in pl_module.parameters()):
-            # `training_step` returned no loss, so this step changes nothing.
-            self.method.watch.before_step(self.method)
+            # `training_step` returned no loss, so this step changes nothing but whose turn it is.
+            if asked and self.method.turn is not None:
+                self.method.before_step()
+            else:
+                self.method.watch.before_step(self.method)
         elif asked or not overrides(self.method, "loss"):
             self.method.before_step()
         elif not self._loss_ever_asked:

@@ -4,8 +4,9 @@ Zhang, Yoon, Bansal, Yao, "Multimodal Representation Learning by Alternating Uni
 CVPR 2024, https://arxiv.org/abs/2311.10707.
 """
 
+from collections.abc import Mapping
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -148,7 +149,13 @@ class MLA(Method):
         self._is_held = False
         if epoch != self.epoch:  # a run resumed mid-epoch continues where it was
             self.epoch, self.length, self.step = epoch, self.step, 0
-            self._of_batch = None
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned; the next pass may be of any batch."""
+        super().load_state_dict(state)
+        self._features_sum.clear()
+        self._is_held = False
+        self._target = self._of_batch = None
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """CE(z_m) of the modality m whose turn it is."""
@@ -167,7 +174,10 @@ class MLA(Method):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Projects the head's gradient, and removes the other encoders'."""
+        """Projects the head's gradient, and removes the other encoders'.
+
+        Without gradients, as for a pass that the loop skips, only the turn goes on.
+        """
         self._check_repeated()
         found = self._features_sum.take(self)
         counts = self._features_sum.counts(found)
@@ -177,25 +187,29 @@ class MLA(Method):
                 encoder.zero_grad(set_to_none=True)
         if not self._was_held(count):  # with zeros, momentum and decay would move the head
             self.head.zero_grad(set_to_none=True)
-        elif len(self.encoders) > 1:
+        elif len(self.encoders) > 1 and self._layer.weight.grad is not None:
             self._protect(total / count, counts)
         self.step += 1
 
     def _check_repeated(self) -> None:
-        """Raises if a modality did not get the batch that the one before it had."""
+        """Raises if a modality did not get the batch that the one before it had.
+
+        Only the first batch is compared: on a device this waits, and after a pass that a loop
+        skipped, the turns of a batch may begin with any modality.
+        """
+        if self.length or self.step >= len(self.encoders):
+            return
         target, before = self._target, self._of_batch
         self._target, self._of_batch = None, target
-        if target is None or before is None or self.step % len(self.encoders) == 0:
-            return
-        # On a device this would wait in each step, so only the first batch is compared.
-        if target.device.type != "cpu" and (self.length or self.step >= len(self.encoders)):
+        if target is None or before is None:
             return
         if target.shape != before.shape or not torch.equal(target, before):
             raise UserRuntimeError(
                 f"MLA takes each batch {len(self.encoders)} times in a row, once for each "
                 "modality, with a step each time; here, a modality got another batch than the one "
                 "before it. Build the training loader with batch_sampler=evenly.Repeated(sampler, "
-                "batch_size, repeats=method.repeats), and accumulate no gradients over batches."
+                "batch_size, repeats=method.repeats), accumulate no gradients over batches, and "
+                "call before_step for a pass that you skip, too."
             )
 
     def _was_held(self, count: Float[Tensor, "1"]) -> bool:

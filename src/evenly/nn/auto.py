@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -164,7 +165,7 @@ class Auto(Tokened):
                 name, self.model, freeze, lambda: self._made(self._tiny(modality))
             )
         if checkpointing:
-            _checkpoint(name, self.model)
+            _checkpoint(name, self.model, is_partly_frozen=bool(self._still))
         self.train()
 
     def train(self, mode: bool = True) -> "Auto":
@@ -340,6 +341,7 @@ class Auto(Tokened):
                 f"'{modality.name}' has {modality.shape[0]}. Cut the texts off: "
                 f"text(tokenizer={name},length={self.longest})."
             )
+        _check_blocks(name, self.model, modality)
         check_tokens(name, modality, self._count)
 
     def _of_text(self, x: Padded) -> _Made:
@@ -544,11 +546,18 @@ def _adapt(name: str, model: nn.Module, rank: int, freeze: bool | int) -> None:
         raise UserError(f"'{name}' takes no adapters of lora={rank} ({error}).") from error
 
 
-def _checkpoint(name: str, model: Any) -> None:
+def _checkpoint(name: str, model: Any, *, is_partly_frozen: bool) -> None:
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise UserError(
             f"'{name}' ({type(model).__name__}) does not support gradient checkpointing. Leave "
             "checkpointing out."
+        )
+    # Older releases go by the mode of the module around the layers, which stays in evaluation.
+    if is_partly_frozen and not hasattr(_layers(model)[-1], "gradient_checkpointing"):
+        raise UserError(
+            f"'{name}': of a model whose first layers are frozen, the installed Transformers "
+            "recomputes nothing. Upgrade it (pip install -U transformers), or leave checkpointing "
+            "out."
         )
     # Transformers 6 knows only the new name, 4 only the old one.
     new = getattr(model, "activation_checkpointing_enable", None)
@@ -573,6 +582,25 @@ def _pair(size: Any) -> list[int] | None:
     if not size:
         return None
     return [size, size] if isinstance(size, int) else list(size)
+
+
+def _check_blocks(name: str, model: nn.Module, modality: Modality) -> None:
+    """Raises if texts are long enough for block-sparse attention, as in BigBird.
+
+    Its last block, to which all tokens attend, is that of the padded text. After the first shorter
+    batch, such a model attends in full for good.
+    """
+    sizes = _sizes(model)
+    if sizes.get("attention_type") != "block_sparse":
+        return
+    full = (5 + 2 * sizes["num_random_blocks"]) * sizes["block_size"]
+    if modality.shape[0] > full:
+        raise UserError(
+            f"'{name}' ({type(model).__name__}) attends by blocks in texts of more than {full} "
+            f"tokens, and '{modality.name}' has texts of up to {modality.shape[0]}; their features "
+            "would depend on the texts beside them. Give config={attention_type: original_full}, "
+            f"or cut the texts off: text(tokenizer={name},length={full})."
+        )
 
 
 # Loading
@@ -657,7 +685,11 @@ def _taken(model: Any, modality: Modality) -> tuple[nn.Module, bool]:
     tower = getattr(model, f"{_TOWERS.get(modality.kind)}_model", None)
     if tower is not None:
         return tower, True
-    if model.config.is_encoder_decoder:
+    # A folder of T5's encoder alone says it is no encoder-decoder, but AutoModel makes both.
+    is_both = (
+        hasattr(model, "decoder") and "decoder_input_ids" in signature(model.forward).parameters
+    )
+    if model.config.is_encoder_decoder or is_both:
         return model.get_encoder(), False
     return model, model.config.model_type.endswith(("_text_model", "_vision_model"))
 
