@@ -45,7 +45,7 @@ class Watch:
         self._begun = False  # before_epoch was called, or a state was loaded
         self._losses = 0  # computed with gradients, before that
         self._pending = False  # a backward pass, without before_step since
-        # Parameters of the encoders, by their places, whose gradients before_step left to a step that
+        # The encoders' parameters, by their places, whose gradients before_step left to a step that
         # has not come; None if it was not called, or the step came.
         self._left: list[int] | None = None
         self._reached: int | None = None  # the last epoch that began

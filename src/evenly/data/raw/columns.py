@@ -74,6 +74,8 @@ class Columns:
         empty: Texts that count as empty cells of a modality.
         labels: The columns that may be the label, unless another is requested.
         classes: The names of the classes, by column of class numbers.
+        refused: Why the names of folders tell no `label` or `split`, although they seem to; for
+            whoever needs it and finds no such column.
         notes: Sentences that a user of the data should see.
     """
 
@@ -85,6 +87,7 @@ class Columns:
     empty: Collection[str] = ()
     labels: Sequence[str] = ("label",)
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    refused: Mapping[str, UserError] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
     @property

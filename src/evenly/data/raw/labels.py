@@ -59,7 +59,8 @@ def labelled(
         needed: Whether the choice must be unambiguous.
 
     Raises:
-        ValueError: If there is no such column, or several could be it.
+        ValueError: If there is no such column, several could be it, or names of folders seem to
+            tell it.
     """
     if asked is not None and asked not in columns.cells:
         raise unknown(f"column of {path}", asked, columns.cells)
@@ -76,6 +77,8 @@ def labelled(
             f"{path}: has labels in the column '{name}' and in {', '.join(several)}. Say with "
             f"--label {name} that it is this one, or leave it out."
         )
+    if needed and not several and name not in columns.cells and "label" in columns.refused:
+        raise columns.refused["label"]
     others = dict.fromkeys(columns.named_labels, "is named like a label, so it is not a modality")
     columns = replace(columns, aside={**columns.aside, **others})
     if name == "label":

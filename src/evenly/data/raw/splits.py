@@ -67,7 +67,7 @@ def with_split(
         taken: Columns that are something else.
 
     Raises:
-        ValueError: If several columns could be it.
+        ValueError: If several columns could be it, or names of folders seem to tell it.
     """
     free = [name for name in columns.cells if name not in (*RESERVED, *taken)]
     found = [name for name in free if _are_splits(columns.recurring(name, len(_MEANT)))]
@@ -78,6 +78,8 @@ def with_split(
         raise UserError(
             f"{path}: the columns {', '.join(found)} all name splits. Name the one to use 'split'."
         )
+    if not found and "split" in columns.refused:
+        raise columns.refused["split"]
     if not found:
         return columns, []
     cells = {"split" if name == found[0] else name: x for name, x in columns.cells.items()}
