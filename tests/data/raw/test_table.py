@@ -359,7 +359,7 @@ class TestLabels:
         assert [sample.label for sample in source.samples] == [1, -1, 0]
         assert {sample.split for sample in source.samples} == {"test"}
         source = table(write(tmp_path, "x,label\n1,0\n2,0.5\n"), labelled=False, task="classes")
-        assert [sample.label for sample in source.samples] == [0, -1]
+        assert [sample.label for sample in source.samples] == [0, 1]
         source = table(write(tmp_path, "x,label\n1,\n2,\n"), labelled=False)
         assert [sample.label for sample in source.samples] == [-1, -1]
 

@@ -139,7 +139,7 @@ class Columns:
     def entries(self, name: str) -> Sequence[Any] | None:
         """Labels, as numbers if all are; None if there is no such column.
 
-        Words for an empty cell, such as NA, are one if all others are numbers.
+        Words for an empty cell, such as NA, are one if all others are numbers, in any table.
         """
         cells = self.cells.get(name)
         if cells is None or isinstance(cells, Files):
@@ -148,7 +148,7 @@ class Columns:
         if not all(isinstance(x, str | None) for x in values):
             return [x.strip() or None if isinstance(x, str) else x for x in values]
         texts = self.texts(name) or []
-        for given in (texts, [None if x in self.empty else x for x in texts]):
+        for given in (texts, [None if x in EMPTY else x for x in texts]):
             if any(given) and (found := alone(given, comma=self.comma)) is not None:
                 return found
         return texts
