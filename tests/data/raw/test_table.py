@@ -571,6 +571,22 @@ class TestNamesOfSplits:
         assert table(path, splits=asked).samples[1].split == "test"
         assert list(table(path, ["x", "subset"]).readers) == ["x", "subset"]
 
+    @pytest.mark.parametrize(("odd", "said"), [("", "nothing"), ("unlabeled", "'unlabeled'")])
+    def test_in_a_column_with_rows_of_none(self, tmp_path, odd, said):
+        """Drawn at random, the test split would be trained on."""
+        path = self.of(tmp_path, "x,label,phase", ["train", "dev", "test", "train", odd])
+        with pytest.raises(ValueError, match=f"'phase' names splits, but row 5 holds {said}\\."):
+            table(path)
+        source = table(path, splits={"train": "train", "val": "dev", "test": "test"})
+        assert [s.split for s in source.samples[:4]] == ["train", "val", "test", "train"]
+        assert [s.cells["x"].item() for s in source.samples[:6]] == [0, 1, 2, 3, 5, 6]
+        assert "4 samples are in none of the splits asked for: left out." in " ".join(source.notes)
+        assert list(table(path, None, {"phase": "text"}).readers) == ["x", "phase"]
+
+    def test_in_a_column_of_which_few_cells_are_splits(self, tmp_path):
+        path = self.of(tmp_path, "x,label,team", ["train", "dev", "sales", "staff"])
+        assert list(table(path).readers) == ["x", "team"]
+
     def test_in_two_columns(self, tmp_path):
         path = self.of(tmp_path, "x,label,a,b", ["train", "val", "test"], ",train")
         assert list(table(path).readers) == ["x", "b"]  # a single word is none of splits
