@@ -50,21 +50,23 @@ class TestBeforeEpoch:
         model = net()
         losses(Mine(model.encoders), model, 1)
 
-    def test_a_second_training(self):
-        """A method with a memory would go on where the first ended."""
+    @pytest.mark.parametrize("first", [0, 1])
+    def test_a_second_training(self, first):
+        """A method with a memory would go on where the first ended, from wherever epochs count."""
         model = net()
         method = OGM(model.encoders)
-        for epoch in range(2):
+        for epoch in (first, first + 1):
             method.before_epoch(epoch)
-        with pytest.raises(RuntimeError, match=r"this OGM remembers epoch .* reached epoch 1\."):
-            method.before_epoch(0)
+        reached = rf"this OGM remembers epoch .* reached epoch {first + 1}\."
+        with pytest.raises(RuntimeError, match=reached):
+            method.before_epoch(first)
 
     def test_the_first_epoch_again(self):
         """A cell that broke off in it, a state that is loaded, a method without a memory."""
         model = net()
         method, other = OGM(model.encoders), evenly.Method(model.encoders)
         state = method.state_dict()
-        for epoch in (0, 0, 1):
+        for epoch in (0, 0, 1, 1):
             method.before_epoch(epoch)
         method.load_state_dict(state)
         method.before_epoch(0)
@@ -103,6 +105,52 @@ class TestBeforeStep:
     @pytest.mark.parametrize("zeroed", [True, False])
     def test_of_a_step_that_a_scaler_skips(self, zeroed):
         self.accumulated(zeroed=zeroed, skipped=True)
+
+    @staticmethod
+    def scaled(model, held, zeroed):
+        """Three batches, after the first of which a GradScaler skips the step."""
+        method, optimizer = OGM(model.encoders), torch.optim.SGD(held, 0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=3e38, backoff_factor=1e-38)
+        method.before_epoch(0)
+        for number, batch in enumerate(list(loaders()[0])[:3]):
+            before = [p.detach().clone() for p in held]
+            method.backward(scaler.scale(10 * method.loss(*forward(model, batch))))
+            scaler.unscale_(optimizer)
+            method.before_step()
+            scaler.step(optimizer)
+            scaler.update()
+            stepped = not all(map(torch.equal, held, before))
+            assert stepped == (number > 0)
+            if zeroed is not None:
+                optimizer.zero_grad(set_to_none=zeroed)
+
+    @pytest.mark.parametrize("zeroed", [True, False])
+    def test_of_a_step_that_a_scaler_skips_for_some_parameters(self, zeroed):
+        """The optimiser leaves a layer out, so `zero_grad` leaves its gradients."""
+        model = net()
+        out, *held = model.encoders["a"].parameters()
+        held += [*model.encoders["aa"].parameters(), *model.head.parameters()]
+        self.scaled(model, held, zeroed)
+        assert out.grad.isnan().all()
+
+    def test_of_a_step_that_a_scaler_skips_without_zero_grad(self):
+        model = net()
+        with pytest.raises(RuntimeError, match="or drop the gradients by"):
+            self.scaled(model, [*model.parameters()], None)
+
+    def test_of_gradients_that_the_method_drops(self):
+        """What a method drops itself says nothing about the loop."""
+
+        class Dropping(evenly.Method):
+            def before_step(self):
+                next(self.encoders["a"].parameters()).grad = None
+
+        model = net()
+        method = Dropping(model.encoders)
+        losses(method, model, 1)
+        method.before_step()
+        with pytest.raises(RuntimeError, match=r"after Dropping\.before_step without a step"):
+            losses(method, model, 1)
 
     def test_of_a_skipped_step_before_accumulated_passes(self):
         model = net()

@@ -2,11 +2,12 @@
 
 The hooks of every `Method` are wrapped when its class is created. The wrappers record which hooks a
 loop has called, and one hook on all of torch's optimisers detects steps. Each step costs a few
-attribute look-ups; it waits for a device only once, for the first targets of each form.
+attribute look-ups, and one for each parameter of the encoders if the method has a `before_step`. It
+waits for a device only once, for the first targets of each form.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -44,7 +45,9 @@ class Watch:
         self._begun = False  # before_epoch was called, or a state was loaded
         self._losses = 0  # computed with gradients, before that
         self._pending = False  # a backward pass, without before_step since
-        self._waiting = False  # before_step was called, without an optimiser's step since
+        # The encoders' parameters, by their places, whose gradients before_step left to a step that
+        # has not come; None if it was not called, or the step came.
+        self._left: list[int] | None = None
         self._reached: int | None = None  # the last epoch that began
         self._told: set[str] = set()  # modalities whose features do come from the encoder
         self._model: frozenset[int] | None = None  # ids of the parameters of the probe's model
@@ -53,7 +56,7 @@ class Watch:
 
     def before_epoch(self, method: "Method", epoch: int, probe: "Probe | None" = None) -> None:
         """An epoch begins."""
-        if epoch == 0 and self._reached and method.state:
+        if self._reached is not None and epoch < self._reached and method.state:
             raise UserRuntimeError(
                 f"this {_name(method)} remembers {' and '.join(method.state)} of a training that "
                 f"has reached epoch {self._reached}. Make a new one for a new training, or go back "
@@ -61,7 +64,7 @@ class Watch:
             )
         self._reached = epoch
         self._begun = True
-        self._pending = self._waiting = False
+        self._pending, self._left = False, None
         if probe is not None and self._model is None:
             _check_model(method, probe.model)
             self._model = frozenset(map(id, probe.model.parameters()))
@@ -84,8 +87,8 @@ class Watch:
 
     def backward(self, method: "Method", loss: Tensor) -> None:
         """Gradients are computed; without this, a loss was only looked at."""
-        waiting, self._waiting = self._waiting, False
-        if waiting and _has_gradients(method):
+        left, self._left = self._left, None
+        if left and not _is_any_dropped(method, left):
             raise UserRuntimeError(
                 f"a backward pass came after {_name(method)}.before_step without a step between, "
                 "so the method would change the same gradients again. Call method.before_step() "
@@ -107,17 +110,21 @@ class Watch:
     def before_step(self, method: "Method") -> None:
         """Gradients are complete."""
         self._pending = False
-        self._waiting = self._steps
+
+    def left(self, method: "Method") -> None:
+        """Gradients are as the method left them, for the step that follows."""
+        if self._steps:
+            self._left = [n for n, p in enumerate(_parameters(method)) if p.grad is not None]
 
     def load_state_dict(self, method: "Method", state: Mapping[str, Any]) -> None:
         """A state is loaded, from a run that may be mid-epoch."""
         self._begun = True
-        self._pending = self._waiting = False
+        self._pending, self._left = False, None
         self._reached = None
 
     def stepped(self, method: "Method", optimizer: Optimizer) -> None:
         """An optimiser has taken a step."""
-        self._waiting = False  # whatever it holds: to look would cost time in each step
+        self._left = None  # whatever it holds: to look would cost time in each step
         if self._pending and self._steps and _holds(optimizer, method):
             self._pending = False
             raise UserRuntimeError(
@@ -188,6 +195,8 @@ def _noted(name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
             seen.inside = False
         if name == "loss":
             seen.lost(self, found)
+        if name == "before_step":
+            seen.left(self)
         return found
 
     return noted
@@ -226,8 +235,7 @@ def _comes_from(
     leaves = _leaves(features[name])
     if not leaves or leaves & mine:
         return True
-    others = {p for encoder in method.encoders.values() for p in encoder.parameters()}
-    if not leaves & others and all(id(leaf) in model for leaf in leaves):
+    if not leaves & set(_parameters(method)) and all(id(leaf) in model for leaf in leaves):
         return False  # later layers have a graph, but the encoder itself ran under no_grad
     raise UserError(
         f"the features of '{name}' do not come from the encoder '{name}' of {_name(method)}: none "
@@ -249,23 +257,36 @@ def _leaves(x: Tensor) -> set[nn.Parameter]:
 
 
 def _share(one: "Method", other: "Method") -> bool:
-    mine = {p for encoder in one.encoders.values() for p in encoder.parameters()}
-    return any(p in mine for encoder in other.encoders.values() for p in encoder.parameters())
+    mine = set(_parameters(one))
+    return any(p in mine for p in _parameters(other))
 
 
 def _holds(optimizer: Optimizer, method: "Method") -> bool:
-    mine = {p for encoder in method.encoders.values() for p in encoder.parameters()}
+    mine = set(_parameters(method))
     return any(p in mine for group in optimizer.param_groups for p in group["params"])
 
 
-def _has_gradients(method: "Method") -> bool:
-    """Whether an encoder has a gradient other than 0, as it has not after `zero_grad`."""
-    grads = [p.grad for encoder in method.encoders.values() for p in encoder.parameters()]
-    return any(bool(_values(grad).any()) for grad in grads if grad is not None)
+def _parameters(method: "Method") -> Iterator[nn.Parameter]:
+    for encoder in method.encoders.values():
+        yield from encoder.parameters()
 
 
-def _values(grad: Tensor) -> Tensor:
-    return grad._values() if grad.is_sparse else distributed.local(grad)
+def _is_any_dropped(method: "Method", places: Collection[int]) -> bool:
+    """Whether any of the gradients was dropped, as `zero_grad` drops those of its optimiser.
+
+    An optimiser may hold only some of the parameters, so the others keep theirs.
+    """
+    grads = [p.grad for p in _parameters(method)]
+    return any(_is_dropped(grads[n]) for n in places)
+
+
+def _is_dropped(grad: Tensor | None) -> bool:
+    if grad is None:
+        return True
+    if grad.is_sparse:
+        return not bool(grad._values().any())
+    values = distributed.local(grad)
+    return bool(values.numel()) and not bool(values.any())  # of some, a rank holds nothing
 
 
 def _name(method: "Method") -> str:

@@ -177,6 +177,8 @@ def test_numbers_of_the_samples_are_no_modality(tmp_path):
     for given in ({"id": np.arange(N) // 2}, {"id": np.arange(N), "id_kind": "vector"}):
         data = load_npz(_write(tmp_path / "b.npz", **given))
         assert (list(data.modalities), data.notes) == (["x", "id"], [])
+    data = load_npz(file, labelled=False, kinds={"id": None})
+    assert (list(data.modalities), data.names) == (["x", "id"], None)
 
 
 def test_eight_bit_images_stay_eight_bit(tmp_path):

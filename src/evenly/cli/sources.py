@@ -131,9 +131,11 @@ def _check_store(training: Training, options: Namespace) -> None:
     if options.source is None or not is_store(folder):
         return
     official = describe(folder).official
+    if not official:  # of a table, or of a function
+        return
     known, spec = _official(options.source, training.task)
     held, asked = parse(official), known.whole(spec)
-    if not official or held == asked:
+    if held == asked:
         return
     differ = [x for x in asked.settings if held.settings.get(x) != asked.settings[x]]
     shown = [

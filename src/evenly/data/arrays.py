@@ -43,7 +43,7 @@ def load_npz(
     needed: Collection[SplitName] = ("train", "test"),
     *,
     labelled: bool = True,
-    kinds: Mapping[str, Kind] | None = None,
+    kinds: Mapping[str, Kind | None] | None = None,
     task: Asked = "auto",
 ) -> Data:
     """Reads a data set from an `.npz` file.
@@ -76,7 +76,8 @@ def load_npz(
         labelled: If false, labels and splits are optional: the target of samples without labels is
             -1, and samples without a split are in test. Without labels, no validation split can be
             drawn; a note says so.
-        kinds: By modality, the kind of an array if the file does not say.
+        kinds: By modality, the kind of an array if the file does not say; None if its form tells.
+            These arrays are modalities whatever they are called.
         task: How to read `labels`, whatever the file says.
 
     Raises:
@@ -155,7 +156,7 @@ def writable(name: str, value: npt.ArrayLike) -> Array:
 class _Reader:
     """The arrays of one file, and what is wrong with them."""
 
-    kinds: Mapping[str, Kind] = {}  # for arrays whose kind the file does not say
+    kinds: Mapping[str, Kind | None] = {}  # of known modalities, where the file does not say
     asked: Asked = "auto"  # how to read labels
 
     def __init__(
@@ -528,7 +529,8 @@ class _Reader:
         x = self.arrays[name]
         if not NUMBERING.fullmatch(name) or x.shape != (self.count,) or x.dtype.kind not in "iuUS":
             return False
-        return self._kind(name) is None and len(np.unique(x)) == len(x) > 1
+        known = name in self.kinds or f"{name}_kind" in self.arrays
+        return not known and len(np.unique(x)) == len(x) > 1
 
     def _belongs(self, name: str) -> bool:
         """Whether the array only describes another one."""

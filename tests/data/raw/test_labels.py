@@ -297,8 +297,48 @@ class TestNumbers:
         assert table(csv(tmp_path, ["v", "label"], list(enumerate(cells)))).classes == [
             "1", "2", "both",
         ]  # fmt: skip
-        with pytest.raises(ValueError, match="row 3 has the label NA"):
-            table(csv(tmp_path, ["v", "label"], list(enumerate(["1", "2", "NA"] * 10))))
+
+    def test_na_beside_whole_numbers(self, tmp_path):
+        """It is no class in any table, unless it is said to be one."""
+        cells = ["10", "2", "NA"] * 10
+        lines = [json.dumps({"v": k, "label": x}) for k, x in enumerate(cells)]
+        (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
+        parquet.write_table(pa.table({"v": range(30), "label": cells}), tmp_path / "t.parquet")
+        csv(tmp_path, ["v", "label"], list(enumerate(cells)))
+        for path in tmp_path.glob("t.*"):
+            with pytest.raises(ValueError, match=r"row 3 has the label NA\. .* --task classes if"):
+                table(path)
+            source = table(path, task="classes")
+            assert source.classes == ["2", "10", "NA"]
+            assert source.target.tolist() == [1, 0, 2] * 10
+            assert f"{path.name}: 'NA' is a class, of 10 samples." in source.notes
+            unknown = table(path, labelled=False, task="classes")
+            assert unknown.target.tolist() == [1, 0, -1] * 10
+
+    @pytest.mark.parametrize(
+        ("texts", "classes"),
+        [
+            (["1.10", "1.0", "10.0", "1.1"], ["1.0", "1.1", "1.10", "10.0"]),
+            (["0.5", "0.50"], ["0.5", "0.50"]),
+            (["2.5", "NA", "2", "-1"], ["-1", "2", "2.5", "NA"]),
+        ],
+    )
+    def test_names_that_are_numbers(self, tmp_path, texts, classes):
+        rows = list(enumerate(texts * 10))
+        path = csv(tmp_path, ["v", "label"], rows)
+        source = table(path, task="classes")
+        assert source.classes == classes
+        assert [source.classes[n] for n in source.target.tolist()] == texts * 10
+        with pytest.raises(ValueError, match="row 2 has the label None"):
+            table(csv(tmp_path, ["v", "label"], [rows[0], (1, ""), *rows[2:]]), task="classes")
+
+    def test_numbers_that_are_written_in_different_ways(self, tmp_path):
+        (tmp_path / "t.csv").write_text("label;v\n" + "2.5;1\n1,5e3;2\n" * 10)
+        with pytest.raises(
+            ValueError, match=r"row 2 has the label '1,5e3', a number .* as 1234\.5,"
+        ):
+            table(tmp_path / "t.csv")
+        assert table(tmp_path / "t.csv", task="classes").classes == ["1,5e3", "2.5"]
 
     def test_of_several_columns_and_of_lists(self, tmp_path):
         rows = [(k, k / 4, -k) for k in range(30)]

@@ -111,6 +111,17 @@ class TestMediaFolders:
         assert message.format(tmp_path) in said(tmp_path)
 
     @pytest.mark.parametrize(
+        "names", [["2023/jan", "2024/jan"], ["a", "a/b"], ["x/train", "x/test"], ["", "train"]]
+    )
+    def test_folders_matter_only_where_labels_are_needed(self, tmp_path, names):
+        for name in names:
+            (tmp_path / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / "0.png").write_bytes(picture(0))
+        source = table(tmp_path, ["image"], labelled=False)
+        assert [s.label for s in source.samples] == [-1, -1]
+        said(tmp_path)
+
+    @pytest.mark.parametrize(
         ("names", "classes"),
         [
             (["train/train/cat", "test/test/cat", "train/train/dog"], ["cat", "dog"]),
@@ -211,6 +222,40 @@ class TestMetadata:
         assert "metadata.jsonl: line 1 is not JSON" in said(folder)
         (folder / "metadata.jsonl").write_text("3\n")
         assert "metadata.jsonl: line 1 holds no fields" in said(folder)
+
+    def described(self, folder, header, *places):
+        """A dozen pictures in turn in each place, with two classes and two splits."""
+        lines = [header]
+        for k in range(12 * len(places)):
+            file = folder / places[k // 12] / f"{k}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(picture(k))
+            cells = {"split": ("train", "test")[k % 12 > 8], "label": ("cat", "dog")[k % 2]}
+            kinds = {"subset": "split", "emotion": "label", "Label": "label"}
+            rest = [cells[kinds[name]] for name in header.split(",")[1:]]
+            lines.append(",".join([str(file.relative_to(folder)), *rest]))
+        (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+        return folder
+
+    @pytest.mark.parametrize("places", [["a/clips", "b/clips"], ["a", "a/b"]])
+    def test_folders_that_are_not_the_label(self, tmp_path, places):
+        folder = self.described(tmp_path, "file_name,emotion", *places)
+        source = table(folder, label="emotion")
+        assert source.classes == ["cat", "dog"]
+        assert [*source.readers] == ["image"]
+        assert "or add a column 'label' to metadata.csv, or name the one that" in said(folder)
+        assert {s.label for s in table(folder, ["image"], labelled=False).samples} == {-1}
+
+    def test_folders_that_are_not_the_splits(self, tmp_path):
+        folder = self.described(tmp_path / "a", "file_name,Label,subset", "x/train", "x/test")
+        source = table(folder)
+        assert [s.split for s in source.samples].count("test") == 6
+        assert source.classes == ["cat", "dog"]
+        assert [*source.readers] == ["image"]
+        folder = self.described(tmp_path / "b", "file_name,Label", "x/train", "x/test")
+        assert "outermost, as in train/CLASS/1.jpg, or add a column 'split' to metadata" in said(
+            folder
+        )
 
     def test_a_file_that_is_not_there(self, tmp_path):
         folder = self.make(tmp_path / "pets")

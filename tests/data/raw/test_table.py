@@ -359,7 +359,7 @@ class TestLabels:
         assert [sample.label for sample in source.samples] == [1, -1, 0]
         assert {sample.split for sample in source.samples} == {"test"}
         source = table(write(tmp_path, "x,label\n1,0\n2,0.5\n"), labelled=False, task="classes")
-        assert [sample.label for sample in source.samples] == [0, -1]
+        assert [sample.label for sample in source.samples] == [0, 1]
         source = table(write(tmp_path, "x,label\n1,\n2,\n"), labelled=False)
         assert [sample.label for sample in source.samples] == [-1, -1]
 
@@ -570,6 +570,22 @@ class TestNamesOfSplits:
         asked = {"train": "train", "val": "test", "test": "Validation"}
         assert table(path, splits=asked).samples[1].split == "test"
         assert list(table(path, ["x", "subset"]).readers) == ["x", "subset"]
+
+    @pytest.mark.parametrize(("odd", "said"), [("", "nothing"), ("unlabeled", "'unlabeled'")])
+    def test_in_a_column_with_rows_of_none(self, tmp_path, odd, said):
+        """Drawn at random, the test split would be trained on."""
+        path = self.of(tmp_path, "x,label,phase", ["train", "dev", "test", "train", odd])
+        with pytest.raises(ValueError, match=f"'phase' names splits, but row 5 holds {said}\\."):
+            table(path)
+        source = table(path, splits={"train": "train", "val": "dev", "test": "test"})
+        assert [s.split for s in source.samples[:4]] == ["train", "val", "test", "train"]
+        assert [s.cells["x"].item() for s in source.samples[:6]] == [0, 1, 2, 3, 5, 6]
+        assert "4 samples are in none of the splits asked for: left out." in " ".join(source.notes)
+        assert list(table(path, None, {"phase": "text"}).readers) == ["x", "phase"]
+
+    def test_in_a_column_of_which_few_cells_are_splits(self, tmp_path):
+        path = self.of(tmp_path, "x,label,team", ["train", "dev", "sales", "staff"])
+        assert list(table(path).readers) == ["x", "team"]
 
     def test_in_two_columns(self, tmp_path):
         path = self.of(tmp_path, "x,label,a,b", ["train", "val", "test"], ",train")

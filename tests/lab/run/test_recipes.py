@@ -100,6 +100,10 @@ class TestMessages:
         )
         with pytest.raises(UserError, match="/2 holds mosi, but mosei is asked for, by"):
             taken(two, "--source", "mosei")
+        (tmp_path / "t.csv").write_text("x,label\n" + "".join(f"{k},{k % 2}\n" for k in range(30)))
+        own = tmp_path / "own"
+        assert main(["prepare", str(tmp_path / "t.csv"), "--out", str(own)]) == 0
+        assert taken(own).data == str(own)
 
     def test_a_folder_without_a_source(self, capsys, tmp_path):
         assert main(["train", "--folder", str(tmp_path), "--out", str(tmp_path / "o")]) == 1

@@ -338,6 +338,20 @@ def test_samples_are_called_as_the_file_calls_them(run, data, tmp_path):
     assert [r.sample for r in rows(run, path)] == names[60:].tolist()
 
 
+def test_a_modality_whose_values_all_differ_in_the_new_file(tmp_path, capsys):
+    """A column of identities that recur in training, but number the few new samples."""
+    shop, labels, split = np.arange(60) % 10, np.arange(60) % 2, np.repeat([0, 1, 2], 20)
+    save_npz(tmp_path / "shops.npz", labels, split, {"x": shop[::-1] / 9, "shop_id": shop})
+    training = Training(str(tmp_path / "shops.npz"), epochs=1, width=4)
+    run_cell(Cell(training, "joint", 0), tmp_path / "run")
+    np.savez(tmp_path / "new.npz", x=np.ones(3), shop_id=np.arange(3))
+    found = rows(tmp_path / "run", str(tmp_path / "new.npz"))
+    inputs = {"x": torch.ones(3, 1), "shop_id": torch.arange(3).unsqueeze(1)}
+    expected = load_run(tmp_path / "run").answers(inputs).tolist()
+    np.testing.assert_allclose([r.answers for r in found], expected, atol=1e-6)
+    assert "lacks" not in capsys.readouterr().err
+
+
 def test_the_splits_are_those_of_a_training(run, data, tmp_path, capsys):
     """Of a file without a validation split, whose training draws one."""
     split = np.repeat(["train", "test"], [60, 30])

@@ -74,6 +74,8 @@ class Columns:
         empty: Texts that count as empty cells of a modality.
         labels: The columns that may be the label, unless another is requested.
         classes: The names of the classes, by column of class numbers.
+        refused: Why the names of folders tell no `label` or `split`, although they seem to; for
+            whoever needs it and finds no such column.
         notes: Sentences that a user of the data should see.
     """
 
@@ -85,6 +87,7 @@ class Columns:
     empty: Collection[str] = ()
     labels: Sequence[str] = ("label",)
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    refused: Mapping[str, UserError] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
     @property
@@ -136,7 +139,7 @@ class Columns:
     def entries(self, name: str) -> Sequence[Any] | None:
         """Labels, as numbers if all are; None if there is no such column.
 
-        Words for an empty cell, such as NA, are one if all others are numbers.
+        Words for an empty cell, such as NA, are one if all others are numbers, in any table.
         """
         cells = self.cells.get(name)
         if cells is None or isinstance(cells, Files):
@@ -145,7 +148,7 @@ class Columns:
         if not all(isinstance(x, str | None) for x in values):
             return [x.strip() or None if isinstance(x, str) else x for x in values]
         texts = self.texts(name) or []
-        for given in (texts, [None if x in self.empty else x for x in texts]):
+        for given in (texts, [None if x in EMPTY else x for x in texts]):
             if any(given) and (found := alone(given, comma=self.comma)) is not None:
                 return found
         return texts

@@ -31,7 +31,7 @@ def media_columns(path: Path, files: Sequence[Path]) -> Columns:
         files: The files in it.
 
     Raises:
-        ValueError: If a file is in no class, or duplicates a name and kind.
+        ValueError: If a file duplicates a name and kind, or no sample has several of the kinds.
     """
     kinds = list(dict.fromkeys(MEDIA[file.suffix.lower()] for file in files))
     samples: dict[str, dict[str, Path]] = {}
@@ -55,20 +55,11 @@ def media_columns(path: Path, files: Sequence[Path]) -> Columns:
             "label."
         )
     places = [file.relative_to(path) for file in (next(iter(s.values())) for s in samples.values())]
-    splits = _splits(path, places)
-    if not splits:
-        _check_splits_outside(path, places)
-    labels = _classes(path, places, splits)
-    if None in labels:
-        odd = places[labels.index(None)]
-        raise UserError(
-            f"{path}: {odd} is in no folder of a class. Put the files into a folder for each "
-            f"class, or write {METADATA[0]} with the columns {_NAMES} and label."
-        )
-    cells: dict[str, Any] = {"name": list(samples), "label": labels}
+    told, refused = _told(path, places)
+    cells: dict[str, Any] = {"name": list(samples), **told}
     for kind in kinds:
         cells[kind] = Files([sample.get(kind) for sample in samples.values()], kind)
-    return _columns(path, cells, splits, [])
+    return _columns(path, cells, refused=refused)
 
 
 def described_columns(path: Path, tables: Sequence[Path], files: Sequence[Path]) -> Columns:
@@ -133,38 +124,28 @@ def described_columns(path: Path, tables: Sequence[Path], files: Sequence[Path])
         for file, place in zip(given[named[0]], places, strict=True)
     ]
     notes = []
-    splits = _splits(path, first)
-    if not splits and "split" not in cells:
-        _check_splits_outside(path, first)
-    if "label" not in cells and None not in (labels := _classes(path, first, splits)):
-        cells["label"] = labels
+    known = {name.lower() for name in cells}
+    told, refused = _told(path, first, tables[0].name, known)
+    if "split" in told and "split" in known:
+        raise UserError(
+            f"{path}: says splits twice, in a column 'split' and by the names of its folders, such "
+            f"as '{told['split'][0]}'. Rename the column or the folders."
+        )
+    if "label" in told:
         notes.append(f"{path.name}: the folder that a file is in is its class.")
-    known = {file for several in given.values() for file in several}
-    if left := sum(file not in known for file in files):
+    there = {file for several in given.values() for file in several}
+    if left := sum(file not in there for file in files):
         notes.append(f"{path.name}: {left} files that {tables[0].name} does not name: left out.")
     if "name" not in cells:
         cells["name"] = [str(place) for place in first]
-    return _columns(path, cells, splits, notes, tables, **more)
+    cells |= told
+    return _columns(path, cells, tables, refused=refused, notes=notes, **more)
 
 
 def _columns(
-    path: Path,
-    cells: dict[str, Any],
-    splits: list[str] | None,
-    notes: Sequence[str],
-    opened: Sequence[Path] = (),
-    **more: Any,
+    path: Path, cells: Mapping[str, Any], opened: Sequence[Path] = (), **more: Any
 ) -> Columns:
-    if splits is not None and "split" in cells:
-        raise UserError(
-            f"{path}: says splits twice, in a column 'split' and by the names of its folders, such "
-            f"as '{splits[0]}'. Rename the column or the folders."
-        )
-    if splits is not None:
-        cells["split"] = splits
-    return columns_of(
-        path, list(cells), list(cells.values()), root=path, opened=opened, notes=notes, **more
-    )
+    return columns_of(path, list(cells), list(cells.values()), root=path, opened=opened, **more)
 
 
 def _records(table: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -175,6 +156,33 @@ def _records(table: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     rows = zip(*found.cells.values(), strict=True)
     more = {"comma": found.comma, "empty": found.empty}
     return [dict(zip(found.cells, row, strict=True)) for row in rows], more
+
+
+def _told(
+    path: Path, places: Sequence[Path], table: str = "", known: Collection[str] = ()
+) -> tuple[dict[str, list[str]], dict[str, UserError]]:
+    """The columns `split` and `label` that names of folders tell, and why they do not tell one.
+
+    Args:
+        path: The folder.
+        places: Paths of the files from there.
+        table: Name of the metadata table that describes them, if there is one.
+        known: The columns of the table, in lower case.
+    """
+    told: dict[str, list[str]] = {}
+    try:
+        if splits := _splits(path, places):
+            told["split"] = splits
+        elif "split" not in known:
+            _check_splits_outside(path, places, table)
+    except UserError as error:
+        return {}, {"split": error}
+    try:
+        if "label" not in known and (labels := _classes(path, places, splits, table)):
+            told["label"] = labels
+    except UserError as error:
+        return told, {"label": error}
+    return told, {}
 
 
 def _splits(path: Path, places: Sequence[Path]) -> list[str] | None:
@@ -192,7 +200,7 @@ def _splits(path: Path, places: Sequence[Path]) -> list[str] | None:
     return tops
 
 
-def _check_splits_outside(path: Path, places: Sequence[Path]) -> None:
+def _check_splits_outside(path: Path, places: Sequence[Path], table: str) -> None:
     """Raises if folders name splits, but lie within others."""
     folders = [place.parent.parts for place in places]
     for depth in range(1, min(map(len, folders))):
@@ -201,7 +209,9 @@ def _check_splits_outside(path: Path, places: Sequence[Path]) -> None:
             continue
         above = {Path(*folder[:depth]) for folder in folders}
         how = f"write {METADATA[0]} with the columns {_NAMES}, label and split"
-        if len(above) == 1:
+        if table:
+            how = f"add a column 'split' to {table}"
+        elif len(above) == 1:
             how = f"give {path / above.pop()}"
         raise UserError(
             f"{path}: the folders {' and '.join(names)} name splits, but lie within others, such "
@@ -209,20 +219,29 @@ def _check_splits_outside(path: Path, places: Sequence[Path]) -> None:
         )
 
 
-def _classes(path: Path, places: Sequence[Path], splits: list[str] | None) -> list[str | None]:
-    """The folder of each file, unless it is that of a split.
+def _classes(
+    path: Path, places: Sequence[Path], splits: list[str] | None, table: str
+) -> list[str] | None:
+    """The folder of each file; None if a described one is in none, or in that of a split.
 
     Raises:
         ValueError: If it is unclear which folders are classes.
     """
     least = 3 if splits else 2
-    labels = [place.parts[-2] if len(place.parts) >= least else None for place in places]
-    if None not in labels:
-        _check_apart(path, dict.fromkeys(place.parent for place in places), splits)
-    return labels
+    if odd := [place for place in places if len(place.parts) < least]:
+        if table:
+            return None
+        raise UserError(
+            f"{path}: {odd[0]} lies in no folder of a class. Put the files into a folder for each "
+            f"class, or write {METADATA[0]} with the columns {_NAMES} and label."
+        )
+    _check_apart(path, dict.fromkeys(place.parent for place in places), splits, table)
+    return [place.parts[-2] for place in places]
 
 
-def _check_apart(path: Path, folders: Collection[Path], splits: list[str] | None) -> None:
+def _check_apart(
+    path: Path, folders: Collection[Path], splits: list[str] | None, table: str
+) -> None:
     """Raises if two folders of one name, or a folder within another, would be classes."""
     known: dict[str, Path] = {}
     for folder in folders:
@@ -235,7 +254,10 @@ def _check_apart(path: Path, folders: Collection[Path], splits: list[str] | None
         elif outer := [x for x in folder.parents if x in folders]:
             wrong = f"{folder} is within {outer[0]}, and both would be classes"
         if wrong:
+            how = f"write {METADATA[0]} with the columns {_NAMES} and label"
+            if table:
+                how = f"add a column 'label' to {table}, or name the one that it has with --label"
             raise UserError(
                 f"{path}: the folders {wrong}. Put the files right into a folder for each class, "
-                f"or write {METADATA[0]} with the columns {_NAMES} and label."
+                f"or {how}."
             )

@@ -59,7 +59,8 @@ def labelled(
         needed: Whether the choice must be unambiguous.
 
     Raises:
-        ValueError: If there is no such column, or several could be it.
+        ValueError: If there is no such column, several could be it, or names of folders seem to
+            tell it.
     """
     if asked is not None and asked not in columns.cells:
         raise unknown(f"column of {path}", asked, columns.cells)
@@ -76,6 +77,8 @@ def labelled(
             f"{path}: has labels in the column '{name}' and in {', '.join(several)}. Say with "
             f"--label {name} that it is this one, or leave it out."
         )
+    if needed and not several and name not in columns.cells and "label" in columns.refused:
+        raise columns.refused["label"]
     others = dict.fromkeys(columns.named_labels, "is named like a label, so it is not a modality")
     columns = replace(columns, aside={**columns.aside, **others})
     if name == "label":
@@ -119,7 +122,7 @@ def target_of(path: Path, columns: Columns, asked: Asked = "auto", *, needed: bo
         return _joined(path, cells, mark)
     if needed and asked == "auto":
         _check_mostly_numbers(path, columns, cells)
-    return _classes(path, columns, cells, needed=needed)
+    return _classes(path, columns, cells, asked, needed=needed)
 
 
 def tells_class(columns: Columns, name: str, target: Target) -> bool:
@@ -149,22 +152,50 @@ def _are_numbers(cells: Sequence[Any]) -> bool:
 # One class
 
 
-def _classes(path: Path, columns: Columns, cells: Sequence[Any], *, needed: bool) -> Target:
+def _classes(
+    path: Path, columns: Columns, cells: Sequence[Any], asked: Asked, *, needed: bool
+) -> Target:
     labels = [int(x) if isinstance(x, float | Decimal) and x % 1 == 0 else x for x in cells]
     texts = columns.texts("label") or [None] * columns.rows
     strange = [not isinstance(x, str | int) for x in labels]
+    called = [_called(label, text) for label, text in zip(labels, texts, strict=True)]
+    notes: list[str] = []
+    if asked == "classes" and any(strange) and not any(isinstance(x, str) for x in labels):
+        labels, strange = _as_written(labels, texts, needed=needed)
+        called = [text or "" for text in texts]
+        there = zip(labels, called, strange, strict=True)
+        words = Counter(text for place, text, odd in there if place == math.inf and not odd)
+        notes = [f"{path.name}: '{x}' is a class, of {n} samples." for x, n in words.items()]
     if needed and any(strange):
         row = strange.index(True)
+        how = ", or say --task classes if it is one" if asked == "auto" and texts[row] else ""
         raise UserError(
-            f"{path}: row {row + 1} has the label {texts[row] or labels[row]}. Give every sample "
-            "a class, as a whole number or a text."
+            f"{path}: row {row + 1} has the label {texts[row] or cells[row]}. Give every sample "
+            f"a class, as a whole number or a text{how}."
         )
-    called = [_called(label, text) for label, text in zip(labels, texts, strict=True)]
     classes = list(zip(labels, called, strict=True))
     known = sorted({one for one, odd in zip(classes, strange, strict=True) if not odd})
     number = {one: n for n, one in enumerate(known)}
     target = [-1 if odd else number[one] for one, odd in zip(classes, strange, strict=True)]
-    return Target(np.array(target), Classes([name for _, name in known]))
+    return Target(np.array(target), Classes([name for _, name in known]), notes)
+
+
+def _as_written(
+    labels: Sequence[Any], texts: Sequence[str | None], *, needed: bool
+) -> tuple[list[Any], list[bool]]:
+    """Numbers that are names, such as 1.1 and 1.10, and words among them, such as NA.
+
+    Returns:
+        Where each sorts, words after all numbers, and whether it is no class. Words are one only
+        where labels are needed.
+    """
+    places, strange = [], []
+    for label, text in zip(labels, texts, strict=True):
+        is_number = isinstance(label, int | float | Decimal) and abs(label) < math.inf
+        is_word = not is_number and isinstance(label, float | None)
+        places.append(label if is_number else math.inf)
+        strange.append(text is None or not (is_number or (is_word and needed)))
+    return places, strange
 
 
 def _called(label: Any, text: str | None) -> str:
@@ -181,10 +212,14 @@ def _check_mostly_numbers(path: Path, columns: Columns, cells: Sequence[Any]) ->
         return
     if not _are_numbers([*numbers.values()]):
         return
-    row = next(n for n, x in enumerate(cells) if isinstance(x, str) and x not in numbers)
+    why = "and most others are numbers. Give every sample a number, leave the row out"
+    rows = [n for n, x in enumerate(cells) if isinstance(x, str) and x not in numbers]
+    if not rows:  # 1,5e3 beside 2.5
+        why = "a number that is not written like the others. Write all as 1234.5"
+        rows = [n for n, x in enumerate(cells) if isinstance(x, str) and alone([x]) is None]
     raise UserError(
-        f"{path}: row {row + 1} has the label '{cells[row]:.60}', and most others are numbers. "
-        "Give every sample a number, leave the row out, or say --task classes if they are names."
+        f"{path}: row {rows[0] + 1} has the label '{cells[rows[0]]:.60}', {why}, or say --task "
+        "classes if they are names."
     )
 
 

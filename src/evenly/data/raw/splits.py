@@ -57,7 +57,7 @@ def check_apart(path: Path, names: Sequence[str]) -> None:
 
 
 def with_split(
-    path: Path, columns: Columns, taken: Collection[str | None]
+    path: Path, columns: Columns, taken: Collection[str | None], *, picked: bool
 ) -> tuple[Columns, list[str]]:
     """The columns with the one that names splits as `split`, and notes about it.
 
@@ -65,31 +65,52 @@ def with_split(
         path: Path of the table.
         columns: Columns of the table.
         taken: Columns that are something else.
+        picked: Whether splits are picked by name, which leaves other rows out.
 
     Raises:
-        ValueError: If several columns could be it.
+        ValueError: If several columns could be it, some rows of the only one name no split and are
+            not left out, or names of folders seem to tell it.
     """
     free = [name for name in columns.cells if name not in (*RESERVED, *taken)]
-    found = [name for name in free if _are_splits(columns.recurring(name, len(_MEANT)))]
+    named = {
+        name: texts
+        for name in free
+        if (texts := columns.recurring(name, len(_MEANT))) and _are_splits(texts)
+    }
+    whole = [name for name, texts in named.items() if None not in map(_meant, texts)]
     if "split" in columns.cells:
-        why = dict.fromkeys(found, "names splits, so it is not a modality")
+        why = dict.fromkeys(whole, "names splits, so it is not a modality")
         return replace(columns, aside={**columns.aside, **why}), []
+    found = whole or list(named)
     if len(found) > 1:
         raise UserError(
             f"{path}: the columns {', '.join(found)} all name splits. Name the one to use 'split'."
         )
+    if not found and "split" in columns.refused:
+        raise columns.refused["split"]
     if not found:
         return columns, []
+    if not whole and not picked:
+        row, text = next((n, x) for n, x in enumerate(named[found[0]], 1) if _meant(x) is None)
+        raise UserError(
+            f"{path}: the column '{found[0]}' names splits, but row {row} holds "
+            f"{repr(text) if text else 'nothing'}. Name the split of every row; say with --splits "
+            "which are train, val and test, to leave the other rows out; or say "
+            f"--readers.{found[0]}=text if these are no splits."
+        )
     cells = {"split" if name == found[0] else name: x for name, x in columns.cells.items()}
     return replace(columns, cells=cells), [f"{path.name}: '{found[0]}' is the split column."]
 
 
-def _are_splits(cells: Sequence[str | None] | None) -> bool:
-    """Whether all cells are words for splits, the training split and another."""
-    if not cells or not all(text and is_split(text) for text in cells):
-        return False
-    means = {_MEANT[text.lower()] for text in cells if text}
-    return "train" in means and len(means) > 1
+def _are_splits(cells: Sequence[str | None]) -> bool:
+    """Whether most cells are words for splits, the training split and another."""
+    means = [split for text in cells if (split := _meant(text))]
+    return 2 * len(means) > len(cells) and "train" in means and len(set(means)) > 1
+
+
+def _meant(text: str | None) -> SplitName | None:
+    """The split that a cell names, if it holds just a word for one."""
+    return _MEANT.get(text.lower()) if text else None
 
 
 def named_splits(path: Path, files: Sequence[Path]) -> list[str] | None:

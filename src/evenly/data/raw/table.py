@@ -95,8 +95,8 @@ def table(
     - `label_NAME`, several instead of `label`: 1 if a sample has the label NAME and 0 if not, or
       other numbers to regress on;
     - `split`, optional: `train`, `val` (or `validation`), `test`. File names in a folder tell it,
-      too, and so does the only other column that holds just such words. If it, or its validation
-      or test split, is missing, 15 % of the rest is drawn for each (seed 0; see
+      too, and so does the only other column of such words, which needs one in each row. If it, or
+      its validation or test split, is missing, 15 % of the rest is drawn for each (seed 0; see
       `evenly.data.dataset.drawn`), from every class, or evenly along labels or numbers. A note says
       so;
     - `name`, optional: name of the sample, for messages and predictions;
@@ -150,7 +150,8 @@ def table(
     readers = readers or {}
     notes: list[str] = []
     if labelled:
-        columns, notes = with_split(path, columns, {*(modalities or ()), *readers, label})
+        taken = {*(modalities or ()), *readers, label}
+        columns, notes = with_split(path, columns, taken, picked=bool(splits))
     if splits:
         columns = chosen(path, columns, splits)
     columns, found_label = with_label(path, columns, label, needed=labelled)

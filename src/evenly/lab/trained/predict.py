@@ -297,7 +297,8 @@ def _of_data(
     path = data_file(data)
     if path is not None and path.suffix.lower() == ".npz":
         # Anything with more axes is not a vector, even if it could be flattened.
-        known = {name: each.kind for name, each in run.modalities.items() if each.kind != "vector"}
+        kinds = {name: each.kind for name, each in run.modalities.items()}
+        known = {name: None if kind == "vector" else kind for name, kind in kinds.items()}
         found = load_npz(path, labelled=False, kinds=known, task=run.task.name)
         say(found.notes if split != "test" else ())  # they are about the others
     else:
