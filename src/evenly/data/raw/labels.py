@@ -191,7 +191,7 @@ def _as_written(
     """
     places, strange = [], []
     for label, text in zip(labels, texts, strict=True):
-        is_number = isinstance(label, int | float | Decimal) and abs(label) < math.inf
+        is_number = isinstance(label, int | float | Decimal) and -math.inf < label < math.inf
         is_word = not is_number and isinstance(label, float | None)
         places.append(label if is_number else math.inf)
         strange.append(text is None or not (is_number or (is_word and needed)))
