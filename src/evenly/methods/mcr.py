@@ -87,8 +87,10 @@ class MCR(Method):
     features that the head's decoder reconstructs from the detached logits, which keeps anything the
     prediction does not need out of the features.
 
-    In a model of your own, `Output.unimodal` holds the u_m, from a layer of its own for each
-    modality, and `Output.fuse` is the fused layer, from which the method takes the z_m.
+    In a model of your own, give each modality a layer beside the fused one. `Output.unimodal` holds
+    the logits of these layers, u_m; with the shares of `evenly.split_linear` instead, the unimodal
+    losses would train the fused layer. `Output.fuse` applies the fused layer to other features;
+    from it the method takes the z_m.
 
     Before the first epoch, the encoders may be pre-trained alone, as in `Finetune`.
     """
