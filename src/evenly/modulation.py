@@ -1,6 +1,6 @@
 """What methods that compare modalities in each step share."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,18 +46,27 @@ def adds_up(output: Output, method: Any, instead: str = "") -> bool:
     if set(own) != set(output.features) or not set(method.encoders) <= set(own):
         return False
     here = having(output, *own)
-    logits = full(those(output.logits, here))
-    off = torch.stack([full(those(z, here)) for z in own.values()]).sum(0) - logits
-    if not len(off) or not off.isfinite().all():
-        return False
-    if off.abs().max() > 0.05 * logits.abs().max().clamp_min(1):
+    told = is_sum([those(z, here) for z in own.values()], those(output.logits, here))
+    if told is False:
         raise UserError(
             f"{type(method).__name__} takes the prediction apart by modality, but "
             "`Output.unimodal` does not add up to `Output.logits`. Use a linear head on "
             "concatenated features, with evenly.split_linear, or a head of evenly.nn whose logits "
-            f"are a sum: concat, sum, cosine, decoding{instead}."
+            f"are a sum: concat, sum, cosine{instead}."
         )
-    return True
+    return told is True
+
+
+def is_sum(several: Sequence[Tensor], logits: Tensor) -> bool | None:
+    """Whether the logits are this sum, to the precision of autocast.
+
+    None if there are no samples, or numbers that are not finite.
+    """
+    found = torch.stack([full(z) for z in several])
+    off = found.sum(0) - full(logits)
+    if not len(off) or not off.isfinite().all():
+        return None
+    return bool(off.abs().max() <= 0.05 * found.abs().max())
 
 
 @torch.no_grad()

@@ -103,6 +103,80 @@ def moves(names):
     return [(n,) for n in names] if len(names) < 3 else list(combinations(names, 2))
 
 
+def given(unimodal):
+    """Two samples, of classes 0 and 1, on a fused layer whose bias and second input tell nothing.
+
+    Of the fused logits, (5 + ln 3, 5) and (5, 5), the first modality alone makes the difference.
+    """
+    features = {"a": torch.tensor([[1.0], [0.0]]), "b": torch.tensor([[2.0], [-7.0]])}
+    layer = nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[math.log(3), 0.0], [0.0, 0.0]]))
+        layer.bias.fill_(5.0)
+
+    def fuse(features):
+        return layer(torch.cat([features["a"], features["b"]], dim=1))
+
+    return evenly.Output(fuse(features), features, unimodal, fuse=fuse), torch.tensor([0, 1])
+
+
+def of_two(**settings):
+    off = {"strength": 0.0, "contrast": 0.0, "bottleneck": 0.0, "unimodal": 0.0, "samples": 1}
+    return MCR({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)}, **{**off, **settings})
+
+
+def test_classifiers_beside_the_fused_layer_have_the_unimodal_losses_by_hand():
+    """Their probabilities of the classes are 3/4 and 3/4, 1/2 and 1/4; the fused ones' 3/4, 1/2."""
+    own = {"a": [[math.log(3), 0.0], [0.0, math.log(3)]], "b": [[2.0, 2.0], [math.log(3), 0.0]]}
+    output, target = given({name: torch.tensor(z) for name, z in own.items()})
+    loss = of_two(unimodal=0.1).loss(output, target)
+    fused = -(math.log(3 / 4) + math.log(1 / 2)) / 2
+    each = -math.log(3 / 4), -(math.log(1 / 2) + math.log(1 / 4)) / 2
+    assert float(loss.detach()) == pytest.approx(fused + 0.1 * sum(each), rel=1e-6)
+
+
+def test_the_game_is_played_with_the_fused_layer_by_hand():
+    """Swapping the first modality swaps (3/4, 1/4) and (1/2, 1/2); the other changes nothing."""
+    wild = {name: torch.randn(2, 2, requires_grad=True) for name in "ab"}
+    output, target = given(wild)
+    method = of_two(strength=0.5, k=1)
+    method._orders = lambda logits: torch.tensor([[1, 0]])
+    loss = method.loss(output, target)
+    swap = (3 * math.log(6 / 5) + math.log(2 / 3) + 2 * math.log(4 / 5) + 2 * math.log(4 / 3)) / 8
+    fused = -(math.log(3 / 4) + math.log(1 / 2)) / 2
+    assert float(loss.detach()) == pytest.approx(fused - 0.5 * swap, rel=1e-6)
+    assert float(method.metrics["contribution/a"]) == pytest.approx(swap, rel=1e-5)
+    assert float(method.metrics["contribution/b"]) == pytest.approx(0, abs=1e-7)
+    loss.backward()
+    assert all(z.grad is None for z in wild.values())
+
+
+def test_unimodal_losses_teach_classifiers_and_encoders_but_not_the_fused_layer():
+    model = net(head="decoding").double().eval()
+    output, target = batch_of(model)
+    only = {"strength": 0.0, "contrast": 0.0, "bottleneck": 0.0}
+    term = MCR(model.encoders, **only).loss(output, target)
+    term = term - nn.functional.cross_entropy(output.logits, target)
+    model.zero_grad()
+    term.backward()
+    moved = {
+        name
+        for name, p in model.named_parameters()
+        if p.grad is not None and p.grad.abs().max() > 1e-12
+    }
+    assert {name for name in moved if name.startswith("head.")} == {
+        f"head.heads.{name}.{part}" for name in model.encoders for part in ("weight", "bias")
+    }
+    assert any(name.startswith("encoders.a.") for name in moved)
+    assert any(name.startswith("encoders.aa.") for name in moved)
+
+
+def test_without_unimodal_losses_classifiers_are_left_as_they_are():
+    model = net(head="decoding")
+    assert MCR(model.encoders, head=model.head, unimodal=0.0).info.unimodal == "leaves"
+    assert MCR(model.encoders, head=model.head).info.unimodal == "trains"
+
+
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[:3]])
 def test_golden_loss(names):
     model = net(names, head="decoding").double().eval()
@@ -119,7 +193,11 @@ def test_golden_loss(names):
         + 0.5 * game
         + 0.7 * contrast(features, target.repeat(len(names)), 0.5)
         + 0.3 * error.square().mean()
-        + 0.2 * sum(nn.functional.cross_entropy(z, target) for z in output.unimodal.values())
+        + 0.2
+        * sum(
+            nn.functional.cross_entropy(model.head.heads[name](x), target)
+            for name, x in output.features.items()
+        )
     )
     torch.testing.assert_close(method.loss(output, target), expected, rtol=1e-12, atol=0)
 
@@ -145,11 +223,13 @@ def test_what_each_modality_plays_for(k, names):
         sides += [((name,), -1.0) for name in names if k == -1 and name not in moved]
         for players, share in sides:
             expected = expected - share * contribution(model, output, orders, moved, players)
-    learns = [model.head.linear.weight, *output.features.values()]
+    learns = [model.head.linear.weight, *output.features.values(), model.head.linear.bias]
     found = torch.autograd.grad(game, learns, retain_graph=True)
     for one, other in zip(found, torch.autograd.grad(expected, learns), strict=True):
-        assert one.abs().max() > 1e-5
+        assert one.abs().max() > 1e-5 or (one is found[-1] and k == -1)  # there it cancels
         torch.testing.assert_close(one, 0.5 * other, rtol=1e-10, atol=1e-14)
+    own = torch.autograd.grad(game, list(model.head.heads.parameters()), allow_unused=True)
+    assert own == (None,) * 2 * len(names)
 
 
 def test_modalities_without_an_encoder_stay_in_the_prediction():
@@ -189,10 +269,14 @@ def test_a_greedy_game_teaches_the_head():
 
 
 def test_logits_that_are_no_sum():
-    model = net(head="late").eval()
+    model = net(head="gated").eval()
+    for parameter in model.head.parameters():  # of small numbers, gates are close to linear
+        nn.init.normal_(parameter)
     output, target = forward(model, next(iter(loaders()[0])))
-    with pytest.raises(ValueError, match=r"`Output\.unimodal` does not add up to"):
+    text = r"`Output\.fuse` gives the modalities one by one do not add up .* or pass strength=0\."
+    with pytest.raises(ValueError, match=text):
         MCR(model.encoders, contrast=0.0, bottleneck=0.0).loss(output, target)
+    MCR(model.encoders, strength=0.0, contrast=0.0, bottleneck=0.0).loss(output, target)
 
 
 def test_pretrained_encoders_are_those_that_finetune_has():
@@ -287,6 +371,10 @@ def test_samples_play_with_what_they_have():
     part, rest = (rows_of(output, target, rows)[0] for rows in (here, ~here))
     rest = replace(
         rest, **{key: {"aa": getattr(rest, key)["aa"]} for key in ("features", "unimodal")}
+    )
+    fuse = output.fuse, *2 * (lambda features: model.head(features)[0],)
+    output, part, rest = (
+        replace(some, fuse=of) for some, of in zip((output, part, rest), fuse, strict=True)
     )
     losses = []
     for some, rows in ((output, slice(None)), (part, here), (rest, ~here)):

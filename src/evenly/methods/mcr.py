@@ -19,7 +19,7 @@ from evenly.chance import orders, stream
 from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.methods.finetune import pretrain as pretrained
-from evenly.modulation import adds_up, full
+from evenly.modulation import full, is_sum
 from evenly.optimizers import unwrapped
 from evenly.output import Output
 from evenly.presence import having, parts, those
@@ -73,18 +73,24 @@ def games(names: Sequence[str], k: int) -> Iterator[tuple[Names, Names, float]]:
 class MCR(Method):
     """Lets modalities compete for the prediction, each with what it alone can tell.
 
-    L = CE(z) + unimodal · Σ_m CE(z_m) + strength · L_MIPD + contrast · L_Con + bottleneck · L_CEB,
-    where the logits z are the sum of the modalities' own, z_m.
+    L = CE(z) + unimodal · Σ_m CE(u_m) + strength · L_MIPD + contrast · L_Con + bottleneck · L_CEB,
+    where z = Σ_m z_m + b are the logits of a linear fused layer, with z_m = W_m f_m, and u_m those
+    of a classifier of modality m beside that layer.
 
     The contribution of a modality is J_m = JSD(p, p_m), where p_m is the prediction with z_m
     permuted over the batch, over `samples` permutations, and
     L_MIPD = -Σ_m (J_m for modality m + k · J_m for the others), with k = 1 simply -Σ_m J_m: a game
     in which the others help (k = 1), watch (k = 0) or work against it (k = -1). J_m for a modality
-    passes gradients through only its own logits in p_m, but through all in p. With three or more
-    modalities, each pair is permuted jointly. L_Con is the supervised contrastive loss over the
-    features of all modalities, see `contrast`; L_CEB the mean squared error of the features that
-    the head's decoder reconstructs from the detached logits, which keeps anything the prediction
-    does not need out of the features.
+    passes gradients through only its own z_m (and the bias b) in p_m, but through all in p. With
+    three or more modalities, each pair is permuted jointly. L_Con is the supervised contrastive
+    loss over the features of all modalities, see `contrast`; L_CEB the mean squared error of the
+    features that the head's decoder reconstructs from the detached logits, which keeps anything the
+    prediction does not need out of the features.
+
+    In a model of your own, give each modality a layer beside the fused one. `Output.unimodal` holds
+    the logits of these layers, u_m; with the shares of `evenly.split_linear` instead, the unimodal
+    losses would train the fused layer. `Output.fuse` applies the fused layer to other features;
+    from it the method takes the z_m.
 
     Before the first epoch, the encoders may be pre-trained alone, as in `Finetune`.
     """
@@ -100,27 +106,27 @@ class MCR(Method):
         modalities="any number: of two each is permuted in turn, of more each pair; with one there "
         "is no game",
         neutral={"strength": 0.0, "contrast": 0.0, "bottleneck": 0.0, "unimodal": 0.0},
-        needs=("unimodal",),
+        needs=("unimodal", "fuse"),
         unimodal="trains",
-        sums=True,
         head="decoding",
-        cost="M² divergences of as many batches of logits as there are permutations (k = -1)",
+        cost="M² divergences of as many batches of logits as there are permutations (k = -1); the "
+        "head once more on M + 1 times the batch",
         budget=1.2,
         within_batch=True,
         missing=True,
-        doubts="The terms follow the released code (its model and trainer), which encodes features "
-        "a second time, in evaluation mode, for the game. Its unimodal losses train classifiers "
-        "of the encoders' own beside the fused layer; here they train the shares of that "
-        "layer, which the game permutes. The permuted predictions detach the logits W_m f_m "
-        "of the modalities that look on; here also their share of the bias, which for k = 0 "
-        "has a smaller gradient. As in the code for three modalities, three are permuted in "
-        "pairs, all with weight 1; so are more, of which there is no code. The defaults are "
-        "those of the run on CREMA-D with Conformers. With ResNets, `unimodal` is 0.01 and "
-        "`bottleneck` 0, and the run begins with encoders pre-trained alone: set `pretrain` "
-        "for that. The temperature is the default of its trainer. The head must add up the "
-        "modalities' logits, as a linear one on concatenated features does. Because a method "
-        "of the head is called outside its forward pass, FSDP2 must shard the head together "
-        "with the whole model.",
+        doubts="The terms follow the released code (its models and trainers), which encodes "
+        "features a second time, in evaluation mode, for the game. One version of its trainer "
+        "for two modalities computes game and contrast, but leaves both out of the loss. Its "
+        "models for Something-Something train W_m f_m + b in place of classifiers of the "
+        "encoders' own. Encoders that were pre-trained alone bring their classifiers along; "
+        "here classifiers start afresh. Its trainers for three modalities permute each alone "
+        "as well as each pair, by an order of its own for each of the two, and each modality "
+        "learns from a divergence of its own; here three or more are permuted in pairs, "
+        "jointly, all with weight 1. The defaults are those of the run on CREMA-D with "
+        "Conformers. With ResNets, `unimodal` is 0.01 and `bottleneck` 0, and the run begins "
+        "with encoders pre-trained alone: set `pretrain` for that. The temperature is the "
+        "default of its trainer. Because a method of the head is called outside its forward "
+        "pass, FSDP2 must shard the head together with the whole model.",
     )
     state: ClassVar[tuple[str, ...]] = ("steps", "is_pretrained")
 
@@ -196,6 +202,8 @@ class MCR(Method):
             self.info = replace(self.info, needs_probe=True, pretrains=True)
         if bottleneck == 0:  # then the decoder has no gradient
             self.info = replace(self.info, partial=True)
+        if unimodal == 0:  # nor have the classifiers
+            self.info = replace(self.info, partial=True, unimodal="leaves")
         self.pretrain, self.optimizer = pretrain, optimizer and unwrapped(optimizer)
         self.is_pretrained = False
         self.unimodal = unimodal
@@ -214,7 +222,7 @@ class MCR(Method):
         self.is_pretrained = True
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) + unimodal · Σ CE(z_m) + strength · L_MIPD + contrast · L_Con + ..."""
+        """CE(z) + unimodal · Σ CE(u_m) + strength · L_MIPD + contrast · L_Con + ..."""
         loss = super().loss(output, target)
         features = {name: full(value) for name, value in self._features(output).items()}
         found: dict[str, Tensor] = {}
@@ -240,12 +248,11 @@ class MCR(Method):
 
     def _game(self, output: Output) -> tuple[Tensor, dict[Names, Tensor]]:
         """-Σ share · JSD(p, p_m) over all games, and the effect of each permutation."""
-        self._adds_up = self._adds_up or adds_up(output, self)
-        unimodal = self._unimodal(output)
+        shares = self._shares(output)
         total = full(output.logits[:0]).sum()
         found: dict[Names, Tensor] = {}
-        for part in parts(output, unimodal):
-            own = {name: full(part.of(unimodal[name])) for name in part.names}
+        for part in parts(output, shares):
+            own = {name: part.of(shares[name]) for name in part.names}
             logits = full(part.of(output.logits))
             orders = self._orders(logits)
             changed: dict[Names, Tensor] = {}
@@ -260,6 +267,30 @@ class MCR(Method):
             for moved, value in changed.items():
                 found[moved] = found[moved] + value if moved in found else value
         return total, found
+
+    def _shares(self, output: Output) -> dict[str, Float[Tensor, "n c"]]:
+        """W_m f_m: by how much each modality's features move the fused logits from zeros'."""
+        fuse, features = self._need(output, "fuse"), output.features
+        # Copies of the batch, each with one modality's features and zeros as the others', and one
+        # with zeros only. A modality left out would count as missing, whose vector may be learnt.
+        kept = (*features, None)
+        copies = {
+            name: torch.cat([x if name == one else torch.zeros_like(x) for one in kept])
+            for name, x in features.items()
+        }
+        *alone, none = full(fuse(copies)).unflatten(0, (len(kept), len(output.logits)))
+        shares = {name: z - none for name, z in zip(features, alone, strict=True)}
+        if not self._adds_up:
+            told = is_sum([none, *shares.values()], output.logits)
+            if told is False:
+                raise UserError(
+                    "MCR permutes what each modality adds to the fused logits, but the logits that "
+                    "`Output.fuse` gives the modalities one by one do not add up to "
+                    "`Output.logits`. Use a linear layer on concatenated features, such as that of "
+                    "the head 'decoding', or pass strength=0."
+                )
+            self._adds_up = told is True
+        return self._mine(shares, "Output.features", present=features)
 
     def _contrast(self, output: Output, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
         widths = {name: value.shape[1] for name, value in features.items()}

@@ -1,20 +1,22 @@
-"""The head of joint training with a decoder from prediction to features."""
+"""The head of multi-loss training with a decoder from prediction to features."""
 
 from collections.abc import Mapping
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from evenly.nn.heads.concat import ConcatHead
+from evenly.nn.heads.multi import MultiHead
 
 
-class DecodingHead(ConcatHead):
-    """A linear layer on the concatenated features, and a decoder of features from logits.
+class DecodingHead(MultiHead):
+    """A linear layer on the concatenated features, one on each modality's, and a decoder.
 
-    The decoder takes no part in the prediction; a method trains it (MCR, Kontras et al., NeurIPS
-    2025).
+    The decoder makes features from logits. It takes no part in the prediction; a method trains it
+    (MCR, Kontras et al., NeurIPS 2025).
 
     Attributes:
+        linear: The layer of the fused logits.
+        heads: By modality, the layers of the unimodal logits.
         decoder: Two linear layers without a bias, with a ReLU between them.
     """
 
