@@ -29,11 +29,11 @@ CLOCKS = ("steps", "step", "batches")
 PLANS = {
     "a whole epoch, then single ones": {
         **{(0, n): "input" for n in range(BATCHES)},
-        (1, 0): "scale",
-        (1, 2): "head",
+        (1, 1): "head",
+        (1, 2): "scale",
         (2, 1): "input",
     },
-    "one of two passes": {(0, 0): "pass", (1, 1): "pass", (2, 0): "scale"},
+    "one of two passes": {(0, 0): "pass", (1, 1): "pass", (2, 0): "head"},
 }
 ON_ONE_RANK = {(0, 0): "rank", (1, 1): "rank"}
 
