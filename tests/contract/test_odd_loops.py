@@ -1,4 +1,4 @@
-"""Odd but valid loops: every method trains in them, to the end of a resumed run, or says why not.
+"""Odd but valid loops: every method trains in them, to the end of a resumed run.
 
 A row is a choice for each column of `LOOPS` and a method; any two choices that can meet do so in
 some row. What is asked of a row: training ends with finite weights of the same dtype, some of which
