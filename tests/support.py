@@ -1,5 +1,6 @@
 """A small multimodal problem and a plain loop, for the tests of everything that trains."""
 
+import copy
 import inspect
 import io
 from dataclasses import replace
@@ -91,6 +92,8 @@ CASES |= {
     )
 }
 CASES["lfm(schedule=learnt)"] = ("lfm", {"schedule": "learnt"})  # as its paper says, and no more
+# Methods that write to every number of a gradient, and so refuse sparse ones.
+DENSE = {"ogm_ge", "mmpareto", "inforeg", "awc"}
 
 
 def each(cases):
@@ -341,6 +344,29 @@ def loaded(case, file):
     """The training of a case that a file holds."""
     file.seek(0)
     return Run(case, seed=99).load(torch.load(file, weights_only=True))
+
+
+class Uninterrupted:
+    """What a training leaves after each epoch, which many tests compare with and none changes.
+
+    `state` is its method's after the second, as `state_dict` gave it; `snapshot` is its copy.
+    """
+
+    def __init__(self, case, head=None):
+        run = Run(case, head=head)
+        self.weights, self.files, self.metrics = {}, {}, {}
+        for epochs in range(1, 5):
+            run.train(epochs, start=epochs - 1)
+            self.weights[epochs] = weights(run.model)
+            self.files[epochs] = run.saved()
+            self.metrics[epochs] = copy.deepcopy(run.method.metrics)
+            if epochs == 2:
+                self.state = run.method.state_dict()
+                self.snapshot = copy.deepcopy(self.state)
+
+
+# Who calls it has few clusterings (a fixture of tests/contract/conftest.py and of test_space).
+uninterrupted = cache(Uninterrupted)
 
 
 def train(model, method, optimizer, epochs, start=0, names=NAMES[:2], split=1, count=36):

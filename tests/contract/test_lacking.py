@@ -36,6 +36,7 @@ def trained(case):
     run = Run(case, THREE, **EXACT.get(case, {})).seen_by(seen)
     run.model.double()
     run.train(3)
+    assert all(value.isfinite().all() for value in run.model.state_dict().values())
     run.model.eval()
     return run
 

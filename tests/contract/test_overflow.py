@@ -27,9 +27,13 @@ CLOCKS = ("steps", "step", "batches")
 # By epoch and batch, what overflows: the scaled loss, an input (of one pass, of one rank), or the
 # gradient of the head alone.
 PLANS = {
-    "single ones": {(0, 0): "scale", (0, 1): "head", (1, 1): "input", (2, 0): "head"},
-    "a whole epoch": {**{(0, n): "input" for n in range(BATCHES)}, (1, 2): "scale"},
-    "one of two passes": {(0, 0): "pass", (1, 1): "pass"},
+    "a whole epoch, then single ones": {
+        **{(0, n): "input" for n in range(BATCHES)},
+        (1, 1): "head",
+        (1, 2): "scale",
+        (2, 1): "input",
+    },
+    "one of two passes": {(0, 0): "pass", (1, 1): "pass", (2, 0): "head"},
 }
 ON_ONE_RANK = {(0, 0): "rank", (1, 1): "rank"}
 
