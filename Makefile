@@ -15,6 +15,7 @@ demo: install  ## the main job on built-in data: joint, D&R and OGM-GE over thre
 	$(BIN)/evenly compare --out demo
 
 # a process on each of two cores: threads of theirs would only wait for each other
+test: export OMP_NUM_THREADS = 1
 test: export OPENBLAS_NUM_THREADS = 1
 test: check  ## everything that must hold
 	$(BIN)/pytest -n 2 --dist loadgroup
