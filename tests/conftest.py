@@ -1,3 +1,4 @@
+import gc
 import signal
 from pathlib import Path
 
@@ -37,6 +38,12 @@ def pytest_sessionstart():
 
     context = child.context
     child.context = lambda *_: context(*PRELOADED)
+
+
+def pytest_collection_finish():
+    """Spares Python's collector the modules and tests, which all stay until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
