@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -243,11 +244,11 @@ def null(pool):
     return [Promise(what, most, NONE, at_least=False)]
 
 
-def of_row(row):
+def of_row(row, rounds):
     """Strengths of each round, by gap."""
     of_train, of_val, _ = row
     found = {"stable": [], "paper": [], "shared": []}
-    for n in range(ROUNDS):
+    for n in range(rounds):
         train = drawn(counts(5954, 6, "equal"), of_train, 128, 2 * n)
         val = drawn(counts(744, 6, "equal"), of_val, 128, 2 * n + 1)
         for gap, strengths in found.items():
@@ -255,12 +256,13 @@ def of_row(row):
     return found
 
 
-def real(pool):
+def real(pool, rounds=ROUNDS):
     """Prints the strengths with real over-fitting."""
-    print(f"\nstrength where over-fitting is real, mean of {ROUNDS} draws (least)")
+    print(f"\nstrength where over-fitting is real, mean of {rounds} draws (least)")
     print(f"{'separations':<12} {'stable':>14} {'paper':>14} {'shared':>14}")
     promises = []
-    for row, found in zip(OVER_TRAINED, pool.map(of_row, OVER_TRAINED), strict=True):
+    every = pool.map(partial(of_row, rounds=rounds), OVER_TRAINED)
+    for row, found in zip(OVER_TRAINED, every, strict=True):
         figures = (f"{statistics.mean(x):.3f} ({min(x):.3f})" for x in found.values())
         shape = f"{row[0]:.2f} / {row[1]:.2f}"
         print(f"{shape:<12}", *(f"{one:>14}" for one in figures))
@@ -312,14 +314,16 @@ PARTS = {"seeds": seeds, "null": null, "real": real, "errors": errors}
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these of them")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="draws in real (default 3)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     arguments = parser.parse_args()
+    parts = PARTS | {"real": partial(real, rounds=arguments.rounds)}
     start = time.perf_counter()
     promises = []
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(arguments.jobs, context, torch.set_num_threads, (1,)) as pool:
         for name in arguments.only:
-            promises += PARTS[name](pool)
+            promises += parts[name](pool)
     print(f"\n{(time.perf_counter() - start) / 60:.1f} min\n")
     report(promises)
 

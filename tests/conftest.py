@@ -1,3 +1,4 @@
+import gc
 import signal
 from pathlib import Path
 
@@ -7,6 +8,18 @@ import torch
 
 import checked
 
+# Imported before the processes of tests are forked. The last freezes what is there by then.
+PRELOADED = (
+    "lightning",
+    "pyarrow.parquet",
+    "sklearn.datasets",
+    "sklearn.manifold",
+    "transformers.audio_utils",
+    "evenly.cli.compare",
+    "evenly.data.raw.prepare",
+    "evenly.lab.many.compare",
+    "evenly.lab.many.preloaded",
+)
 jaxtyping.jaxtyped = checked.checked
 torch.set_num_threads(1)  # the models are small, and several tests share two cores
 # Tests that are started in the background, or under nohup, ignore Ctrl-C or a lost terminal, and so
@@ -16,15 +29,21 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_sessionstart():
-    """Has all processes forked from one that has imported what any of them needs.
+    """Forks all processes from one that has imported what most of them need.
 
-    Else what the first test needs is all that it has, and each run of the others begins with
+    Otherwise it has only what the first test needs, and each process of the others begins with
     seconds of imports.
     """
     from evenly import child
 
     context = child.context
-    child.context = lambda *_: context("lightning", "evenly.lab.many.preloaded")
+    child.context = lambda *_: context(*PRELOADED)
+
+
+def pytest_collection_finish():
+    """Spares Python's collector the modules and tests, which all stay until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

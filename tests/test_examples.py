@@ -31,7 +31,18 @@ def one_thread(script, *arguments):
     forked.script(script, *arguments)
 
 
-@pytest.mark.parametrize("name", NAMES[:3])
+@pytest.fixture(scope="module")
+def raw_loop(tmp_path_factory):
+    """What the first example prints."""
+    return ran(EXAMPLES / "raw_loop.py", tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.xdist_group("raw loop")
+def test_the_raw_loop_prints_accuracy_and_diagnosis(raw_loop):
+    check(raw_loop)
+
+
+@pytest.mark.parametrize("name", NAMES[1:3])
 def test_runs_and_prints_accuracy_and_diagnosis(name, tmp_path):
     check(ran(EXAMPLES / f"{name}.py", tmp_path))
 
@@ -104,14 +115,12 @@ def test_is_short_and_marks_the_lines_of_the_library(name):
     assert 4 <= sum("# evenly: " in line for line in lines) <= 6
 
 
-def test_raw_loop_resumed_equals_the_uninterrupted_run(tmp_path):
+@pytest.mark.xdist_group("raw loop")
+def test_raw_loop_resumed_equals_the_uninterrupted_run(raw_loop, tmp_path):
     script = (EXAMPLES / "raw_loop.py").read_text()
     stopped = tmp_path / "stopped.py"
     stopped.write_text(script.replace("epochs = 25\n", "epochs = 12\n"))
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    uninterrupted = ran(EXAMPLES / "raw_loop.py", whole)
     assert "epoch 11:" in ran(stopped, tmp_path)
     resumed = ran(EXAMPLES / "raw_loop.py", tmp_path, "--resume")
     assert resumed.startswith("epoch 12:")
-    assert uninterrupted.endswith(resumed)
+    assert raw_loop.endswith(resumed)

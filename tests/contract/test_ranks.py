@@ -28,36 +28,38 @@ def chunks(names):
 def grouped(names):
     """Each case with its chunk; a chunk's tests run one after the other in one worker."""
     return [
-        pytest.param(case, chunk, marks=pytest.mark.xdist_group(f"{names[0]}-{chunk[0]}"), id=case)
-        for case, chunk in chunks(names).items()
+        pytest.param(case, chunk, marks=pytest.mark.xdist_group(f"ranks of {chunk[0]}"), id=case)
+        for case, chunk in chunks(list(CASES)).items()
+        if case in names
     ]
 
 
-def train_all(rank, world, chunk, function):
-    """What each case gives, or the text of what it raised."""
+def train_all(rank, world, chunk):
+    """By case and way of training, what it gives, or the text of what it raised."""
     found = {}
     for case in chunk:
-        try:
-            found[case] = function(rank, world, case)
-        except Exception:  # the others of the chunk are to be tested all the same
-            found[case] = traceback.format_exc()
+        for way in (train, sharded) if info(case).sharded else (train,):
+            try:
+                found[case, way.__name__] = way(rank, world, case)
+            except Exception:  # the others of the chunk are to be tested all the same
+                found[case, way.__name__] = traceback.format_exc()
     return found
 
 
 @cache
-def on_two(chunk, function):
+def on_two(chunk):
     with tempfile.TemporaryDirectory() as folder:
-        return on_ranks(train_all, Path(folder), chunk, function)
+        return on_ranks(train_all, Path(folder), chunk)
 
 
-def found_by(case, chunk, function):
-    ranks = [rank[case] for rank in on_two(chunk, function)]
+def found_by(case, chunk, way):
+    ranks = [rank[case, way.__name__] for rank in on_two(chunk)]
     for rank in ranks:
         assert not isinstance(rank, str), rank
     return ranks
 
 
-@pytest.mark.parametrize(("case", "chunk"), grouped(list(CASES)))
+@pytest.mark.parametrize(("case", "chunk"), grouped(CASES))
 def test_replicas_are_equal_bit_for_bit_and_equal_one_process(case, chunk):
     ranks = found_by(case, chunk, train)
     assert all(torch.equal(ranks[0][key], ranks[1][key]) for key in ranks[0])

@@ -215,10 +215,16 @@ def write():
     return write_comparison
 
 
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    """A finished comparison, of which each test has a copy."""
+    return write_comparison(tmp_path_factory.mktemp("written") / "comparison")
+
+
 @pytest.fixture
-def folder(tmp_path):
+def folder(written, tmp_path):
     """A finished comparison of three methods over three seeds, two modalities."""
-    return write_comparison(tmp_path / "comparison")
+    return shutil.copytree(written, tmp_path / "comparison")
 
 
 @pytest.fixture(scope="module")

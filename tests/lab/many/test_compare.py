@@ -118,13 +118,13 @@ def test_a_model_of_one_modality_has_no_accuracy_of_the_others(tmp_path):
 
 
 def test_figures_do_not_depend_on_the_number_of_jobs(comparison, tmp_path):
-    compare("joint,relearn(every=1,times=1),ogm_ge", 2, TRAINING, tmp_path, local(1))
+    compare("joint,relearn(every=1,times=1),ogm_ge", 1, TRAINING, tmp_path, local(1))
 
     def figures(out):
-        rows = read(out / "results.csv")
+        rows = [row for row in read(out / "results.csv") if row["seed"] == "0"]
         return [row for row in rows if row["metric"] not in ("seconds", "peak_memory_mb")]
 
-    assert figures(tmp_path) == figures(comparison)
+    assert figures(tmp_path) == figures(comparison) != []
 
 
 def test_more_seeds_and_methods_repeat_nothing(comparison):
@@ -278,9 +278,9 @@ def test_one_failure_leaves_the_others(tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_folder_that_the_same_command_continues(tmp_path):
-    command = ["compare", "--data", DATA, "--epochs", "20", "--seeds", "2", "--width", "8"]
+    command = ["compare", "--data", DATA, "--epochs", "10", "--seeds", "2", "--width", "8"]
     command += ["--methods", "joint,relearn", "--out", str(tmp_path), "--jobs", "2"]
-    command += ["--checkpoint_every", "0"]
+    command += ["--checkpoint_every", "0", "--diagnose_every", "0"]
     with (tmp_path / "log").open("w") as log:
         line = [sys.executable, "-m", "evenly.cli", *command]
         process = subprocess.Popen(line, stdout=log, stderr=log, start_new_session=True)

@@ -31,6 +31,8 @@ DATA = "synthetic(train=90,val=60,test=30,classes=3,information=4)"
 TRAINING = Training(data=DATA, epochs=2, width=8, lr=0.05, batch_size=10, precision="32")
 SEARCH = Search(TRAINING, ("joint", "ogm_ge"), 3, 1, 0, Path())
 
+pytestmark = pytest.mark.xdist_group("tune")  # several look at one search
+
 
 def read(path):
     with path.open() as file:

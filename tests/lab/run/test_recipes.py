@@ -21,6 +21,7 @@ from evenly.lab.run.build import build_criterion
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 from evenly.spec import parse
+from pools import Here
 
 # Pictures are as large as in the recipes, so there are few: of each split a sample of each class.
 TREES = {
@@ -34,7 +35,10 @@ TREES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_from_the_tree_to_a_report(recipe, tmp_path, capsys):
+def test_from_the_tree_to_a_report(recipe, tmp_path, capsys, monkeypatch):
+    # In this process, so that the run, too, passes the test split fewer times through the model.
+    monkeypatch.setattr("evenly.cli.compare.pool_of", lambda options: lambda training: Here())
+    monkeypatch.setattr("evenly.lab.run.inspection.LEVELS", (1.0,))
     tree = next(made for start, made in TREES.items() if recipe.startswith(start))
     folder = tree(tmp_path / "tree")
     arguments = ["compare", "--recipe", recipe, "--folder", str(folder), "--limit-samples", "2"]

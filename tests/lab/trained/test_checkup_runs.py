@@ -19,6 +19,8 @@ from evenly.lab.trained.checkup import runs_opened
 DATA = "synthetic(train=240,val=120,test=60,classes=3,information=2)"
 SMALL = ("--width", "8", "--precision", "32", "--batch_size", "40")
 
+pytestmark = pytest.mark.xdist_group("checkup runs")  # most look at one comparison
+
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
