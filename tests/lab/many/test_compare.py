@@ -278,7 +278,7 @@ def test_one_failure_leaves_the_others(tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_folder_that_the_same_command_continues(tmp_path):
-    command = ["compare", "--data", DATA, "--epochs", "10", "--seeds", "2", "--width", "8"]
+    command = ["compare", "--data", DATA, "--epochs", "20", "--seeds", "2", "--width", "8"]
     command += ["--methods", "joint,relearn", "--out", str(tmp_path), "--jobs", "2"]
     command += ["--checkpoint_every", "0", "--diagnose_every", "0"]
     with (tmp_path / "log").open("w") as log:
