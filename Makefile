@@ -17,10 +17,6 @@ demo: install  ## the main job on built-in data: joint, D&R and OGM-GE over thre
 # a process on each of two cores: threads of theirs would only wait for each other
 test: export OMP_NUM_THREADS = 1
 test: export OPENBLAS_NUM_THREADS = 1
-# In memory, where 8 GB are free: databases and journals would wait for a disk.
-ifeq ($(shell test -w /dev/shm && df -Pk /dev/shm | awk 'NR == 2 && $$4 > 8000000 { print "free" }'),free)
-test: export TMPDIR ?= /dev/shm
-endif
 test: check  ## everything that must hold
 	$(BIN)/pytest -n 2 --dist loadgroup -o tmp_path_retention_count=1
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from evenly import Output
-from evenly.modulation import Overflow, StepSum, kept, scale_
+from evenly.modulation import Overflow, StepSum, is_sum, kept, scale_
 
 
 def t(*numbers):
@@ -13,6 +13,27 @@ def t(*numbers):
 
 
 YES, NO = torch.tensor(True), torch.tensor(False)
+
+
+class TestIsSum:
+    @pytest.mark.parametrize(
+        ("logits", "expected"),
+        [
+            (t(4.0, 1.0), True),
+            (t(4.0, 1.5), False),  # off by .5, of 3 in the largest part
+            (t(4.0, math.nan), None),
+        ],
+    )
+    def test_of_two_parts(self, logits, expected):
+        assert is_sum([t(1.0, 2.0), t(3.0, -1.0)], logits) is expected
+
+    def test_zeros_tell_nothing(self):
+        """A last layer that begins with zeros says only later that it is no sum."""
+        assert is_sum([t(0.0), t(0.0)], t(0.0)) is None
+        assert is_sum([t(0.0), t(0.0)], t(1.0)) is False
+
+    def test_no_samples_tell_nothing(self):
+        assert is_sum([torch.zeros(0, 3)] * 2, torch.zeros(0, 3)) is None
 
 
 class TestKept:

@@ -60,13 +60,14 @@ def adds_up(output: Output, method: Any, instead: str = "") -> bool:
 def is_sum(several: Sequence[Tensor], logits: Tensor) -> bool | None:
     """Whether the logits are this sum, to the precision of autocast.
 
-    None if there are no samples, or numbers that are not finite.
+    None if nothing tells: there are no samples, numbers that are not finite, or only zeros, as from
+    a layer that begins with zeros.
     """
     found = torch.stack([full(z) for z in several])
-    off = found.sum(0) - full(logits)
-    if not len(off) or not off.isfinite().all():
+    off = (found.sum(0) - full(logits)).abs()
+    if not len(off) or not off.isfinite().all() or not (found.any() or off.any()):
         return None
-    return bool(off.abs().max() <= 0.05 * found.abs().max())
+    return bool(off.max() <= 0.05 * found.abs().max())
 
 
 @torch.no_grad()

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 import evenly
-from many_ranks import few_clusterings, in_one_process, on_ranks, train
-from support import CASES, Toy, forward, info, net
+from many_ranks import Straight, few_clusterings, in_one_process, on_ranks, train
+from support import CASES, Toy, forward, info, make, net, sgd, weights
 
 pytestmark = pytest.mark.distributed
 CHUNK = 12  # cases that share two processes: starting them takes longer than training
@@ -188,3 +189,36 @@ def test_sharded_parameters_equal_one_process(case, chunk):
         assert torch.equal(value, ranks[1][key])
         if not info(case).within_batch:
             torch.testing.assert_close(value, in_one_process(case)[key], rtol=1e-4, atol=2e-6)
+
+
+OFF = [
+    ("mcr", {"unimodal": 0.0}),
+    ("mcr", {"unimodal": 0.0, "bottleneck": 0.0}),
+    ("multi_loss", {"weight": 0.0}),
+    ("pggb", {"unimodal": 0.0}),
+]
+
+
+def without_unimodal_losses(rank, world):
+    """By settings, the weights after four steps; DDP waits for what the output depends on."""
+    found = []
+    for name, settings in OFF:
+        model = Straight(0, info(name).head)
+        optimizer = sgd(model)
+        method = make(name, model, optimizer, **settings)
+        trained = DistributedDataParallel(model, find_unused_parameters=method.info.partial)
+        loader = DataLoader(Toy(32), 8, sampler=DistributedSampler(Toy(32), world, rank))
+        method.before_epoch(0, evenly.Probe(trained, forward, loader, loader))
+        for batch in [*loader, *loader]:
+            method.backward(method.loss(*forward(trained, batch)))
+            method.before_step()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(weights(model))
+    return found
+
+
+def test_without_unimodal_losses_replicas_are_equal(tmp_path):
+    ranks = on_ranks(without_unimodal_losses, tmp_path)
+    for one, other in zip(*ranks, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)

@@ -122,6 +122,17 @@ def test_each_modality_gets_each_batch(repeats):
                 run.step(batch)
 
 
+def test_a_resumed_loop_is_looked_at_as_well():
+    first = Run("mla").train(1)
+    run = Run("mla")
+    run.method.load_state_dict(first.method.state_dict())
+    run.train_loader.batch_sampler.repeats = 1
+    run.method.before_epoch(1, run.probe)
+    with pytest.raises(RuntimeError, match=r"batch_sampler=evenly\.Repeated"):
+        for batch in run.train_loader:
+            run.step(batch)
+
+
 def test_the_next_gradient_is_orthogonal_to_the_mean_feature_before(monkeypatch):
     monkeypatch.setattr("evenly.methods.mla.damping", lambda progress: 1e-13)
     model, inputs, target = tiny()

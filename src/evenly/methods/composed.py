@@ -225,7 +225,8 @@ class Composed(Method):
 
 def _check_turn(one: Method, other: Method) -> None:
     """Raises if one method's passes hold a single modality, and the other may need all."""
-    if one.turn is not None and not other.info.missing:
+    alternates = not isinstance(one, Composed) and type(one).turn is not Method.turn
+    if (alternates or one.turn is not None) and not other.info.missing:
         raise UserError(
             f"{_name(one)} trains on one modality at a time, but {_name(other)} does not declare "
             "that a batch may lack a modality. Leave one of them out; or, if a method of your own "

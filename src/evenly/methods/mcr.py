@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from evenly import distributed
 from evenly.chance import orders, stream
 from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
@@ -202,8 +203,8 @@ class MCR(Method):
             self.info = replace(self.info, needs_probe=True, pretrains=True)
         if bottleneck == 0:  # then the decoder has no gradient
             self.info = replace(self.info, partial=True)
-        if unimodal == 0:  # nor have the classifiers
-            self.info = replace(self.info, partial=True, unimodal="leaves")
+        if unimodal == 0:
+            self.info = replace(self.info, unimodal="leaves")
         self.pretrain, self.optimizer = pretrain, optimizer and unwrapped(optimizer)
         self.is_pretrained = False
         self.unimodal = unimodal
@@ -232,6 +233,8 @@ class MCR(Method):
             found |= {f"contribution/{'+'.join(m)}": value for m, value in contributions.items()}
         if self.unimodal:
             loss = loss + self.unimodal * self._unimodal_loss(output, target)
+        elif output.unimodal and (self.strength or self.contrast or self.bottleneck):
+            loss = loss + distributed.idle(output.unimodal.values())
         if self.contrast:
             found["contrast"] = self._contrast(output, features, target)
             loss = loss + self.contrast * found["contrast"]

@@ -125,6 +125,7 @@ class MLA(Method):
         self._is_held = False
         self._target: Tensor | None = None  # of the last pass
         self._of_batch: Tensor | None = None  # of the batch that each modality should see
+        self._is_repeated = False  # whether each modality of a batch was seen to get it
 
     @property
     def repeats(self) -> int:  # type: ignore[override]
@@ -156,6 +157,7 @@ class MLA(Method):
         self._features_sum.clear()
         self._is_held = False
         self._target = self._of_batch = None
+        self._is_repeated = False
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """CE(z_m) of the modality m whose turn it is."""
@@ -176,7 +178,8 @@ class MLA(Method):
     def before_step(self) -> None:
         """Projects the head's gradient, and removes the other encoders'.
 
-        Without gradients, as for a pass that the loop skips, only the turn goes on.
+        If the layer has no gradient (None, not zeros), as after a pass that the loop skips, only
+        the turn goes on.
         """
         self._check_repeated()
         found = self._features_sum.take(self)
@@ -194,15 +197,17 @@ class MLA(Method):
     def _check_repeated(self) -> None:
         """Raises if a modality did not get the batch that the one before it had.
 
-        Only the first batch is compared: on a device this waits, and after a pass that a loop
-        skipped, the turns of a batch may begin with any modality.
+        Only the first whole batch is compared, of a new training and of a resumed one: on a device
+        this waits, and after a pass that a loop skipped, the turns may begin within a batch.
         """
-        if self.length or self.step >= len(self.encoders):
+        if self._is_repeated:
             return
-        target, before = self._target, self._of_batch
+        place = self.step % len(self.encoders)
+        target, before = self._target, self._of_batch if place else None
         self._target, self._of_batch = None, target
         if target is None or before is None:
             return
+        self._is_repeated = place == len(self.encoders) - 1
         if target.shape != before.shape or not torch.equal(target, before):
             raise UserRuntimeError(
                 f"MLA takes each batch {len(self.encoders)} times in a row, once for each "

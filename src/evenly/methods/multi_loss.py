@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
 from evenly.ranges import check_range
@@ -68,7 +69,8 @@ class MultiLoss(Method):
         loss = super().loss(output, target)
         unimodal = self._unimodal(output)
         if self.weight == 0:  # heads without a gradient stay as they are, decay included
-            return loss
+            is_alone = distributed.world_size() == 1
+            return loss if is_alone else loss + distributed.idle(unimodal.values())
         for logits in unimodal.values():
             loss = loss + self.weight * self.criterion(logits, target)
         return loss

@@ -171,6 +171,8 @@ class PGGB(Method):
         if self.unimodal:
             for logits in unimodal.values():
                 loss = loss + self.unimodal * self.criterion(logits, target)
+        elif distributed.world_size() > 1:
+            loss = loss + distributed.idle(unimodal.values())
         if self.is_active and torch.is_grad_enabled():
             self._overflow.watch(output)
             self.scale = self.scale.to(loss.device)

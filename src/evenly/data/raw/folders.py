@@ -232,7 +232,7 @@ def _classes(
         if table:
             return None
         raise UserError(
-            f"{path}: {odd[0]} lies in no folder of a class. Put the files into a folder for each "
+            f"{path}: {odd[0]} is in no folder of a class. Put the files into a folder for each "
             f"class, or write {METADATA[0]} with the columns {_NAMES} and label."
         )
     _check_apart(path, dict.fromkeys(place.parent for place in places), splits, table)
