@@ -148,7 +148,7 @@ def test_the_game_is_played_with_the_fused_layer_by_hand():
     assert float(method.metrics["contribution/a"]) == pytest.approx(swap, rel=1e-5)
     assert float(method.metrics["contribution/b"]) == pytest.approx(0, abs=1e-7)
     loss.backward()
-    assert all(z.grad is None for z in wild.values())
+    assert all(not z.grad.any() for z in wild.values())  # DDP waits for one
 
 
 def test_unimodal_losses_teach_classifiers_and_encoders_but_not_the_fused_layer():
@@ -228,8 +228,8 @@ def test_what_each_modality_plays_for(k, names):
     for one, other in zip(found, torch.autograd.grad(expected, learns), strict=True):
         assert one.abs().max() > 1e-5 or (one is found[-1] and k == -1)  # there it cancels
         torch.testing.assert_close(one, 0.5 * other, rtol=1e-10, atol=1e-14)
-    own = torch.autograd.grad(game, list(model.head.heads.parameters()), allow_unused=True)
-    assert own == (None,) * 2 * len(names)
+    own = torch.autograd.grad(game, list(model.head.heads.parameters()))
+    assert not any(grad.any() for grad in own)
 
 
 def test_modalities_without_an_encoder_stay_in_the_prediction():
