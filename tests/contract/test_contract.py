@@ -372,7 +372,6 @@ def test_info_is_complete(name):
         ("miles", 2, {"unimodal": 0.0, "reduction": 1.0}),
         ("pggb", 2, {"unimodal": 0.0}),
         ("mcr", 2, {"bottleneck": 0.0}),
-        ("mcr", 2, {"unimodal": 0.0}),
         ("umt", 2, {"gamma": 0.0}),
         ("finetune", 2, {"pretrain": 0}),
         *((name, 1, {}) for name in ("miles", "pggb", "midas", "balm")),
