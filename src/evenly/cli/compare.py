@@ -27,7 +27,7 @@ def arguments() -> Parser:
     one = Parser(
         "Compares methods: trains each with every seed on the same data, selects the epoch on the\n"
         "validation split, reads the test split once, prints a table and writes a report.\n"
-        "Without options: three methods on the built-in digits, in about a minute.\n"
+        "Without options: three methods on the built-in digits, in a few minutes.\n"
         "Run the same command again to continue after a stop.\n\n"
         "  evenly compare --data my.npz --methods joint,relearn,ogm_ge --seeds 5\n"
         "  evenly compare --data my.npz --methods 'joint,relearn,relearn(gap=shared)'\n"

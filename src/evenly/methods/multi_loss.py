@@ -68,7 +68,8 @@ class MultiLoss(Method):
         """CE(z) + weight · Σ_m CE(z_m)."""
         loss = super().loss(output, target)
         unimodal = self._unimodal(output)
-        if self.weight == 0:  # heads without a gradient stay as they are, decay included
+        # Heads without a gradient stay as they are, decay included; but DDP waits for one.
+        if self.weight == 0:
             is_alone = distributed.world_size() == 1
             return loss if is_alone else loss + distributed.idle(unimodal.values())
         for logits in unimodal.values():
