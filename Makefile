@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format docs docs-serve figure checkup pages methods results studies bench bench-write clean
+.PHONY: install demo test test-all check format docs docs-serve figure checkup pages methods results studies bench bench-write clean
 
 install: .venv/installed
 
@@ -15,10 +15,15 @@ demo: install  ## the main job on built-in data: joint, D&R and OGM-GE over thre
 	$(BIN)/evenly compare --out demo
 
 # a process on each of two cores: threads of theirs would only wait for each other
-test: export OMP_NUM_THREADS = 1
-test: export OPENBLAS_NUM_THREADS = 1
-test: check  ## everything that must hold
-	$(BIN)/pytest -n 2 --dist loadgroup -o tmp_path_retention_count=1
+test test-all: export OMP_NUM_THREADS = 1
+test test-all: export OPENBLAS_NUM_THREADS = 1
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup -o tmp_path_retention_count=1
+
+test: check  ## before each commit: every method and module, without what takes long
+	$(PYTEST) -m 'not slow'
+
+test-all: check  ## everything that must hold, as in CI: also the pages, killed processes, the browser
+	$(PYTEST)
 
 check: install  ## style and types
 	$(BIN)/ruff check .

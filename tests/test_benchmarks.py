@@ -95,6 +95,7 @@ def test_a_source_has_the_density_that_it_draws_from(kind):
         assert true == pytest.approx(sure[part].mean().item(), abs=0.025)
 
 
+@pytest.mark.slow
 def test_the_sets_of_cases_share_no_seed_and_a_seed_says_all():
     from cases.case import cases
 

@@ -172,6 +172,7 @@ def test_train_then_resume(tmp_path):
     assert evenly(*command, "--resume", run=as_process).stdout == text
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_from_clips_to_a_report(tmp_path, shared_data):
     """The way of the README: a table of clips, a store, a comparison."""
@@ -248,6 +249,7 @@ def test_train_prints_the_notes_of_compare(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "how"),
     [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "stopped by SIGTERM")],

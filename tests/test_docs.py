@@ -96,6 +96,7 @@ def test_the_code_of_the_readme_runs():
     assert table == ["modality", "audio", "visual"]
 
 
+@pytest.mark.slow
 def test_the_commands_on_files_of_the_readme_run(tmp_path, monkeypatch):
     """Each but those that need CREMA-D, in order, on files of the names that they give."""
     monkeypatch.chdir(tmp_path)

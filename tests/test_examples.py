@@ -37,6 +37,7 @@ def raw_loop(tmp_path_factory):
     return ran(EXAMPLES / "raw_loop.py", tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("raw loop")
 def test_the_raw_loop_prints_accuracy_and_diagnosis(raw_loop):
     check(raw_loop)
@@ -47,6 +48,7 @@ def test_runs_and_prints_accuracy_and_diagnosis(name, tmp_path):
     check(ran(EXAMPLES / f"{name}.py", tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_runs_on_two_processes(tmp_path):
     done = subprocess.run(
@@ -115,6 +117,7 @@ def test_is_short_and_marks_the_lines_of_the_library(name):
     assert 4 <= sum("# evenly: " in line for line in lines) <= 6
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("raw loop")
 def test_raw_loop_resumed_equals_the_uninterrupted_run(raw_loop, tmp_path):
     script = (EXAMPLES / "raw_loop.py").read_text()

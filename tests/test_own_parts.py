@@ -138,6 +138,7 @@ def test_all_parts_together(here, capsys):
     assert "surprise in bits" in Path("out/report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("own_parts")
 def test_a_changed_method_is_noticed_by_its_own_runs_alone(here, capsys):
     compare = ["compare", "--data", "my_parts.load", *SHORT, "--seeds", 1, "--out", "out"]
@@ -148,6 +149,7 @@ def test_a_changed_method_is_noticed_by_its_own_runs_alone(here, capsys):
           "joint,my_parts.Damped")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("own_parts")
 def test_a_search(here, capsys):
     evenly("tune", *PARTS, *SHORT, "--methods", "my_parts.Damped(damp=0.3)", "--trials", 2, "--out",

@@ -72,6 +72,7 @@ def predicted(folder, capsys, *options):
     return np.array([[float(x) for x in line.split(",")[3:]] for line in lines])
 
 
+@pytest.mark.slow
 def test_it_answers_as_evenly_predict_does(client, folder, samples, capsys):
     found = answered(client, samples)
     assert np.allclose(found, predicted(folder, capsys), atol=1e-5)

@@ -133,6 +133,7 @@ def test_a_signal_that_goes_under_comes_again(meets, capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_signal_comes_again_where_threads_have_none_of_their_own(monkeypatch):
     """As on Windows, where `os.kill` ends the process."""
     monkeypatch.delattr(signal, "pthread_kill")

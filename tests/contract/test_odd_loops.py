@@ -291,6 +291,7 @@ def filled(row, left):
 
 
 ALL = covering()
+FIRST = [next(row for row in ALL if row["case"] == case) for case in CASES]
 
 
 def test_any_two_choices_that_can_meet_do_so():
@@ -405,7 +406,13 @@ class Loop:
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
 # Of an epoch whose last batch was the last before the save, the schedule's step is left.
 @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")
-@pytest.mark.parametrize("row", ALL, ids=lambda row: "-".join(row.values()))
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id="-".join(row.values()), marks=[pytest.mark.slow] * (row not in FIRST))
+        for row in ALL
+    ],
+)
 def test_a_method_trains_in_an_odd_loop_and_goes_on_after_a_stop(row):
     epoch, batch, begin = STOPS[row["stop"]]
     whole = Loop(row)

@@ -161,6 +161,7 @@ def on_one_rank(rank, world, cases):
     return {case: both(case, ON_ONE_RANK, world=world, rank=rank) for case in cases}
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_step_that_overflows_on_one_rank_is_none_on_each(tmp_path):
     """Of the methods that remember something of a step."""

@@ -60,6 +60,7 @@ def found_by(case, chunk, way):
     return ranks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "chunk"), grouped(CASES))
 def test_replicas_are_equal_bit_for_bit_and_equal_one_process(case, chunk):
     ranks = found_by(case, chunk, train)

@@ -174,6 +174,7 @@ def test_without_first_weights_the_model_is_trained_as_well():
     assert torch.equal(case.model.head.weight, case.initial["head.weight"])
 
 
+@pytest.mark.slow
 def test_a_trained_model_without_its_first_weights_is_noticed():
     found = Case(plain=1.5, noise=0.0).checkup(initial=None, epochs=1)
     assert "give its first weights (initial=...)" in found.notes[-1]
@@ -207,6 +208,7 @@ def test_each_is_trained_as_if_by_itself():
     assert not torch.equal(both.features["xor"], one.features["xor"])
 
 
+@pytest.mark.slow
 def test_one_logit_and_samples_without_a_label():
     case = Case(plain=1.5, noise=0.0)
     expected = case.checkup()
@@ -263,6 +265,7 @@ def test_samples_of_a_class_that_the_training_split_lacks_have_no_bits():
     )
 
 
+@pytest.mark.slow
 def test_as_dict_is_plain_and_whole():
     case = Case(plain=1.0, noise=0.0, third=0.7, epochs=5)
     found = case.checkup(interactions=True)
@@ -276,6 +279,7 @@ def test_as_dict_is_plain_and_whole():
     assert "only together" in str(found)
 
 
+@pytest.mark.slow
 def test_several_trainings_make_one_checkup():
     case = Case(plain=1.0, noise=0.0, epochs=3)
     one, other = case.checkup(seed=0), case.checkup(seed=1)
@@ -441,6 +445,7 @@ def lacking(start):
     return lacks
 
 
+@pytest.mark.slow
 def test_trainings_whose_samples_lack_different_modalities_make_one_checkup():
     case = Case(plain=1.0, noise=0.0, epochs=3)
     several = [
@@ -513,6 +518,7 @@ class TestLabels:
         options = {"initial": initial, "optimizer": optimizer, "epochs": 8} | options
         return evenly.checkup(model, forward, train, val, model.encoders, progress=False, **options)
 
+    @pytest.mark.slow
     def test_what_rare_labels_need_is_seen_as_well(self):
         found = self.checkup()
         assert found.verdict == {"common": "learnt", "rare": "learnt", "noise": "scarce"}
@@ -662,6 +668,7 @@ def after_ddp(rank, world, folder):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.timeout(300)
 def test_after_ddp_one_rank_calls_it_once_the_group_has_ended(tmp_path):

@@ -147,7 +147,8 @@ class TestStable:
     )
 
     @pytest.mark.parametrize(
-        ("size", "val_size", "classes", "of_train", "of_val", "separation", "width"), GRID
+        ("size", "val_size", "classes", "of_train", "of_val", "separation", "width"),
+        [pytest.param(*row, marks=[pytest.mark.slow] * (sum(row[:2]) > 1000)) for row in GRID],
     )
     def test_no_gap_without_over_fitting(
         self, size, val_size, classes, of_train, of_val, separation, width
@@ -209,6 +210,7 @@ class TestStable:
         assert found == diagnose(rows, val, gap="stable", sample=150)
         assert found.strength()["m"] > 0.3
 
+    @pytest.mark.slow
     def test_more_clusters_than_rows_of_a_half(self):
         train, val = blobs(9, 1.0, 1), blobs(12, 1.0, 2)
         found = diagnose(train, val, gap="stable")
@@ -398,6 +400,7 @@ def test_it_repeats_itself():
     assert diagnose(train, val, seed=4) == diagnose(train, val, seed=4)
 
 
+@pytest.mark.slow
 def test_reads_as_a_table():
     train, val = blobs(60, 0.5, 1), blobs(30, 0.5, 2)
     text = str(diagnose(train, val))
@@ -545,6 +548,7 @@ def labelled(count, separation, seed, width=32):
 
 
 class TestLabels:
+    @pytest.mark.slow
     @pytest.mark.parametrize("gap", ["paper", "matched", "shared", "stable"])
     def test_one_label_is_two_classes(self, gap):
         splits = blobs(120, 0.3, 1, classes=2), blobs(60, 0.2, 2, classes=2)

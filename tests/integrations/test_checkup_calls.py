@@ -39,6 +39,7 @@ def raw():
     return checked(model, forward, train, val, initial, optimizer)
 
 
+@pytest.mark.slow
 def test_lightning(raw, tmp_path):
     import lightning
 
@@ -71,6 +72,7 @@ def test_lightning(raw, tmp_path):
     assert checked(module, forward, train, val, initial, trainer.optimizers[0]) == raw
 
 
+@pytest.mark.slow
 def test_transformers(raw, tmp_path):
     from transformers import Trainer
 

@@ -63,6 +63,7 @@ class TestRelearn:
         assert all(torch.equal(p, head[key]) for key, p in model.head.named_parameters())
         assert float(method.metrics["gap/a"]) == pytest.approx(found.gap["a"])
 
+    @pytest.mark.slow
     def test_a_stable_gap_that_is_not_sure_leaves_the_weights_alone(self):
         """Toy rows are noise: 37 and 18 of them show no gap beyond three errors."""
         model = net()

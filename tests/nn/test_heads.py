@@ -187,6 +187,7 @@ def test_every_fusion(name, widths):
         assert set(own) == set(fewer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUSIONS)
 def test_a_fusion_learns_the_exclusive_or_where_it_can(name):
     """Products of modalities tell it; sums of their logits cannot."""

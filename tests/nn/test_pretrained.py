@@ -293,6 +293,7 @@ def test_order_matters_to_a_transformer():
     assert not torch.allclose(encoder(x), encoder(x.flip(1)), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_by_name_in_the_lab(tmp_path):
     from evenly.lab.run.prepare import prepare
     from evenly.lab.run.run import run_cell

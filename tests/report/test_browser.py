@@ -140,6 +140,7 @@ def test_the_table_sorts_by_click(page):
     assert rows(page, 0) == [HOSTILE, "joint", "relearn"]
 
 
+@pytest.mark.slow
 def test_the_legend_hides_a_method_and_its_marks_in_all_lines(page):
     keys = page.locator("#legend button")
     assert keys.nth(1).text_content() == "relearn"
@@ -317,6 +318,7 @@ def test_keys_are_drawn_on_paper(page):
     assert all(fill.startswith("rgb(") and seen for fill, seen in fills)
 
 
+@pytest.mark.slow
 def test_many_methods_at_a_desk(browser, large):
     with opened(browser, large, viewport={"width": 1280, "height": 900}) as seen:
         page = seen.page
@@ -346,6 +348,7 @@ def test_many_methods_at_a_desk(browser, large):
         assert said.startswith(f"{name} 30 taken for {name} 2: ")
 
 
+@pytest.mark.slow
 def test_many_methods_and_classes_on_a_phone_in_the_dark(browser, large):
     options = {"viewport": PHONE, "color_scheme": "dark", "has_touch": True, "is_mobile": True}
     with opened(browser, large, **options) as seen:
@@ -389,6 +392,7 @@ def phone(browser, tmp_path_factory, write):
         yield seen.page
 
 
+@pytest.mark.slow
 def test_a_phone_shows_the_results_and_folds_the_rest(phone):
     page = phone
     assert page.evaluate("document.documentElement.scrollWidth") == 390

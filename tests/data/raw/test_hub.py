@@ -294,6 +294,7 @@ class TestRows:
             turn({"x": Entry(rows, "x", k), "y": Entry(rows, "x", k)})
         assert len(calls) == 1
 
+    @pytest.mark.slow
     def test_a_row_group_is_not_held_whole(self, tmp_path):
         self.stored(tmp_path / "t.parquet", rows=300, group=300)
         code = (

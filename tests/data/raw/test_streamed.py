@@ -119,6 +119,7 @@ if __name__ == "__main__":
 
 
 class TestLoaders:
+    @pytest.mark.slow
     @pytest.mark.parametrize("workers", [0, 2])
     def test_workers_of_a_loader_decode_themselves(self, both, workers, tmp_path):
         # In a program of its own: the workers are forked, and other tests have left threads.
@@ -240,6 +241,7 @@ def memory(folder):
     print(sum(file.stat().st_size for file in (folder / "store").rglob("*") if file.is_file()))
 
 
+@pytest.mark.slow
 def test_neither_memory_nor_the_store_grow_with_the_shards(tmp_path):
     ran = forked.run(memory, tmp_path)
     assert ran.returncode == 0, ran.stderr

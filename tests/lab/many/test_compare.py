@@ -117,6 +117,7 @@ def test_a_model_of_one_modality_has_no_accuracy_of_the_others(tmp_path):
     assert alone.index("0.500", 15) == head.index("accuracy/b")
 
 
+@pytest.mark.slow
 def test_figures_do_not_depend_on_the_number_of_jobs(comparison, tmp_path):
     compare("joint,relearn(every=1,times=1),ogm_ge", 1, TRAINING, tmp_path, local(1))
 
@@ -127,6 +128,7 @@ def test_figures_do_not_depend_on_the_number_of_jobs(comparison, tmp_path):
     assert figures(tmp_path) == figures(comparison) != []
 
 
+@pytest.mark.slow
 def test_more_seeds_and_methods_repeat_nothing(comparison):
     finished = {p: p.stat().st_mtime_ns for p in comparison.glob("runs/*/result.json")}
     compare(
@@ -321,6 +323,7 @@ def test_ctrl_c_in_the_first_seconds_is_answered_in_one_sentence(tmp_path, momen
     assert said.strip() == "evenly: stopped. Run the same command again to continue."
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_told_and_taken_up(tmp_path):
     """As the system does when memory runs out: one process of the command is gone."""
     command = ["compare", "--data", DATA, "--epochs", 4, "--width", 8, "--out", tmp_path]
@@ -353,6 +356,7 @@ class Kills(Breaks):
         return self.net(x.float())
 
 
+@pytest.mark.slow
 def test_runs_end_with_a_command_that_is_killed(tmp_path, monkeypatch):
     command = [sys.executable, "-m", "evenly.cli", "compare", "--data", DATA, "--epochs", "60"]
     command += ["--seeds", "1", "--methods", "joint", "--out", str(tmp_path), "--width", "8"]
@@ -386,6 +390,7 @@ def test_two_comparisons_in_one_folder(tmp_path):
         assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_comparison(tmp_path):
     """Every other run would fail, too; and of a search none has had its trial."""
     mark, run = tmp_path / "mark", tmp_path / "out" / "runs" / "joint-0"
@@ -523,6 +528,7 @@ TEN = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ten_methods_on_the_genres_of_movies(tmp_path, capsys):
     """Several labels, from the files of MM-IMDb to the table, with no failed cell."""
     trees.mm_imdb(tmp_path / "movies")

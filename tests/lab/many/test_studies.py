@@ -44,6 +44,7 @@ def out(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_differences_are_to_the_studys_reference(out):
     write_study("diagnosis", out, SOME)
     lines = {row["method"]: row for row in rows(out / "diagnosis.csv") if row["metric"] == "loss"}
@@ -192,6 +193,7 @@ def test_a_study_of_several_labels_leaves_out_the_methods_that_cannot_take_them(
     )
 
 
+@pytest.mark.slow
 def test_studies_of_numbers(tmp_path, capsys):
     stream, part = np.random.default_rng(0), np.repeat([0, 1, 2], 40)
     number = stream.normal(size=(120, 2))

@@ -287,6 +287,7 @@ def test_the_first_decides_on_the_precision_of_all(command):
     assert found == ["bf16"]
 
 
+@pytest.mark.slow
 def test_what_is_tried_is_a_function_of_place_and_finished_trials(command):
     """Also once Optuna goes by what it has seen, and by other objects than those that saw it."""
     found = []
@@ -326,6 +327,7 @@ def work(search, url, number, taken, died, both):
             taken.put((number, job.cell.method.partition("(")[0], place))
 
 
+@pytest.mark.slow
 def test_many_processes_share_all_and_take_up_what_a_dead_one_had(search, url):
     search = replace(search, trials=4)
     context = forked.context()

@@ -97,11 +97,13 @@ def runs(tmp_path_factory):
     return {key: job.folder for key, job in jobs.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes(method, runs):
     assert_alike(runs[method, 1, "auto"], runs[method, 2, "ddp"])
 
 
+@pytest.mark.slow
 def test_classes_may_have_weights(tmp_path):
     """Processes hold unequal weights, and so shares of a step that are not those of samples."""
     stream = np.random.default_rng(0)

@@ -78,6 +78,7 @@ def test_a_signal_waits_until_tensorboard_has_its_metrics(tmp_path, monkeypatch)
     board.close(failed=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own, of SQLAlchemy
 def test_mlflow_has_them_and_a_run_that_is_taken_up_goes_on_with_its_own(alone, tmp_path):
     mlflow = pytest.importorskip("mlflow")
@@ -127,6 +128,7 @@ def test_mlflow_that_does_not_answer(tmp_path, monkeypatch):
     assert "s3cr" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_wandb_stays_offline(alone, tmp_path):
     pytest.importorskip("wandb")
     result = run_cell(CELL, tmp_path / "run", logs=Logs.of("wandb,tensorboard", tmp_path))

@@ -99,6 +99,7 @@ def test_taken_up_after_each_epoch_it_ends_as_without_a_break(options, tmp_path)
             assert torch.equal(value, theirs[name])
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.xdist_group("devices")
 @pytest.mark.parametrize("options", OPTIONS)

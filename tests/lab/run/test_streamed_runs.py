@@ -55,6 +55,7 @@ def stop(epoch, value):
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_weights_and_figures_are_those_of_a_store_also_when_stopped(both, tmp_path):
     for name in ("store", "streamed"):
         training = Training(

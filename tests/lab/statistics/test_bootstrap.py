@@ -97,6 +97,7 @@ def tables(stream, *, seeds, samples, spread):
         yield ease + taste + luck + noise > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "samples", "spread"),
     [(2, 500, 0.3), (3, 2000, 0.3), (5, 240, 0.8), (5, 300, 0.05), (5, 300, 0.3)],

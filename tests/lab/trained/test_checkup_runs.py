@@ -55,6 +55,7 @@ def test_of_a_run(compared, capsys):
     assert json.loads((run / "checkup.json").read_text()) == found  # a seed gives the same again
 
 
+@pytest.mark.slow
 def test_of_several_seeds(compared, capsys, tmp_path):
     runs = sorted((compared / "runs").glob("multi_loss-*"))
     assert len(runs) == 2
@@ -67,6 +68,7 @@ def test_of_several_seeds(compared, capsys, tmp_path):
     assert found["accuracy"]["value"] == pytest.approx(mean)
 
 
+@pytest.mark.slow
 def test_of_data(capsys, tmp_path):
     status, out, err = said(
         capsys, "--data", DATA, *SMALL, "--epochs", 3, "--interactions", "--out", tmp_path / "new"
@@ -160,6 +162,7 @@ def test_numbers_are_refused(capsys, tmp_path):
         assert "a checkup needs classes or labels." in err
 
 
+@pytest.mark.slow
 def test_data_that_have_changed_are_refused(capsys, tmp_path):
     import numpy as np
 

@@ -125,6 +125,7 @@ def agrees(trained, tmp_path, sizes):
     return program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [
@@ -152,6 +153,7 @@ def test_all_encoders_are_here():
     assert found == set(ENCODERS.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [name for name in HEADS if name not in ("mbt", "mult")])
 def test_every_head(head, tmp_path):
     names = ("vector", "steps", "image") if head == "mmtm" else ("vector", "facts")
@@ -164,12 +166,14 @@ def test_a_head_that_learns_what_stands_in_for_a_missing_modality(tmp_path):
     agrees(trained, tmp_path, [(3, None), (1, None)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["mbt", "mult"])
 def test_every_head_of_tokens(head, tmp_path):
     names = ("vit", "wav2vec of lengths") if head == "mult" else ("vit", "ast")
     agrees(made(names, head), tmp_path, [(3, None), (1, None), (1, 25)])
 
 
+@pytest.mark.slow
 def test_a_program_has_the_bounds_of_its_encoders(tmp_path):
     program = agrees(made(["bert"]), tmp_path, [(2, 24), (1, 1)])
     with pytest.raises(Exception, match="<= 24"):
@@ -189,6 +193,7 @@ def test_a_run_that_has_not_finished_is_exported_with_a_note(tmp_path, capsys):
     assert "note: run has no result.json." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_program_for_samples_that_lack_a_modality(tmp_path):
     trained = made(("vector", "my steps", "image", "text"))
     export(trained, tmp_path / "m.pt2", without=["vector", "text"])

@@ -67,6 +67,7 @@ def test_the_predictions_are_those_of_the_run(run, data):
     assert [r.sample for r in rows(run, str(data), "val")] == [str(n) for n in range(30, 60)]
 
 
+@pytest.mark.slow
 def test_several_labels_are_trained_compared_and_predicted(tmp_path, capsys):
     draws = np.random.default_rng(0)
     labels = np.stack([np.arange(90) % 2, np.arange(90) % 3 == 0, draws.random(90) < 0.3], 1)
@@ -113,6 +114,7 @@ def test_several_labels_are_trained_compared_and_predicted(tmp_path, capsys):
     assert first.split(",")[2] == ";".join(n for n, s in zip(names, said[0], strict=True) if s)
 
 
+@pytest.mark.slow
 def test_numbers_are_trained_compared_predicted_and_exported(tmp_path, capsys):
     draws = np.random.default_rng(0)
     x = draws.normal(size=(90, 2)).astype(np.float32)
@@ -384,6 +386,7 @@ def test_what_the_test_of_the_run_had_to_bear_is_told(run, data, capsys):
     assert "'steps'" not in said
 
 
+@pytest.mark.slow
 def test_a_table_without_labels(tmp_path, capsys):
     lines = [f"{k % 2 * 4 - 2 + 0.01 * k},{k},{CLASSES[k % 2]}" for k in range(40)]
     (tmp_path / "t.csv").write_text("x,y,label\n" + "\n".join(lines))
@@ -501,6 +504,7 @@ class TestEditedRuns:
     def copy(self, run, tmp_path):
         return Path(shutil.copytree(run, tmp_path / "run"))
 
+    @pytest.mark.slow
     def test_every_setting_in_every_type(self, copy):
         path = copy / "config.yaml"
         before = yaml.safe_load(path.read_text())
