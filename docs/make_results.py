@@ -377,7 +377,7 @@ def relearnings(out, config):
 
 def learnt(out, config):
     """Purities and gap of each encoder after the last epoch, by method."""
-    keys = ("purity_train", "purity_val", "gap")
+    keys = ("purity_train", "purity_val", "gap", "gap_error")
     found = {}
     for folder in sorted(f for name in SHOWN for f in (out / "runs").glob(f"{name}-*")):
         with (folder / "metrics.csv").open(encoding="utf-8") as file:
@@ -385,13 +385,14 @@ def learnt(out, config):
         for name in config["modalities"]:
             values = [float(last[f"{key}/{name}"]) for key in keys]
             found.setdefault((folder.name.rpartition("-")[0], name), []).append(values)
-    lines = ["After the last epoch (mean over seeds):", ""]
+    lines = ["After the last epoch (mean over seeds; ± the standard error of one seed's gap):", ""]
     lines += ["| method | modality | purity train | purity validation | gap |", "|---" * 5 + "|"]
     for method in SHOWN:
         for name in config["modalities"]:
             runs = found[method, name]
             means = [sum(values) / len(runs) for values in zip(*runs, strict=True)]
-            cells = [method, name, *(f"{mean:.2f}" for mean in means)]
+            train, val, gap, error = (f"{mean:.2f}" for mean in means)
+            cells = [method, name, train, val, f"{gap} ± {error}"]
             lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
 

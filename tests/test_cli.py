@@ -239,6 +239,21 @@ def test_broken_files_are_listed(tmp_path):
     fails("1 of its files have changed since it was made, such as", *prepare, "--skip-broken")
 
 
+@pytest.mark.slow
+def test_a_re_learning_that_may_be_chance_is_told_once_at_the_end(tmp_path):
+    """Of 30 validation samples, a gap of noise is rarely beyond its error."""
+    training = ("--data", DATA, "--epochs", 4, "--width", 8)
+    method = "relearn(every=1)"
+    found = "note: Re-learnt by a gap no larger than its standard error, so perhaps by chance: "
+    ran = evenly("train", *training, "--method", method, "--out", tmp_path / "run")
+    assert ran.stderr.count(f"{found}{method}. Set gap=stable, or take more") == 1
+    methods = f"joint,{method}"
+    more = ("--methods", methods, "--seeds", 2, "--diagnose_every", 0, "--out", tmp_path / "out")
+    ran = evenly("compare", *training, *more)
+    assert ran.stderr.count(found) == 1
+    assert re.search(r"by chance: relearn\(every=1\) \([12] of 2 runs\)\.", ran.stderr)
+
+
 def test_train_prints_the_notes_of_compare(tmp_path):
     ran = evenly("train", "--data", DATA, "--epochs", 2, "--width", 8, "--out", tmp_path / "run")
     assert "note: encoders: m1, vector (32,): MLP; m2, vector (32,): MLP." in ran.stderr

@@ -8,7 +8,7 @@ from torch.nn.functional import one_hot
 
 import evenly
 from evenly import Diagnosis, Features, diagnose
-from evenly.diagnosis.gap import check_rows, in_classes
+from evenly.diagnosis.gap import check_rows, doubts, in_classes
 from unchecked import error_of
 
 
@@ -237,7 +237,16 @@ class TestNotes:
         noise = blobs(300, 0.0, 1), blobs(200, 0.0, 2)
         found = diagnose(*noise)
         assert found.gap["m"] <= found.standard_error["m"]
-        assert "The gap of 'm' is no larger than its error" in str(found)
+        assert "The gap of 'm' is no larger than its error, a lower bound: take" in str(found)
+
+    @pytest.mark.parametrize(
+        ("gap", "words"), [("shared", "error, a lower bound:"), ("matched", "error:")]
+    )
+    def test_an_error_that_leaves_out_the_starts_is_a_lower_bound(self, gap, words):
+        """That of `matched` has the spread of five draws, each with starts of its own."""
+        of = {"m": 0.02}
+        (note,) = doubts(Diagnosis(of, {"m": 0.0}, of, {"m": 0.03}, of, of, gap))
+        assert note.startswith(f"The gap of 'm' is no larger than its {words}")
 
     def test_a_gap_of_shuffled_labels(self):
         """The largest class is .5 of one split and .75 of the other."""

@@ -75,6 +75,27 @@ class TestRelearn:
         assert method.history[2]["a"]["error"] == method.diagnosis.standard_error["a"] > 0
         assert method.history[2]["a"]["strength"] == 0.0
 
+    @pytest.mark.parametrize(("rank", "strength", "times"), [(0, 3.0, 1), (1, 3.0, 0), (0, 0.0, 0)])
+    def test_a_gap_that_may_not_be_real_is_logged_once(
+        self, rank, strength, times, monkeypatch, caplog
+    ):
+        """Each of two re-learnings has gaps of 0.02 with errors of 0.03."""
+        caplog.set_level("WARNING", "evenly.methods.relearn")  # a run of the lab quietens it
+        model = net()
+        gap, error = (dict.fromkeys(model.encoders, value) for value in (0.02, 0.03))
+        found = evenly.Diagnosis(gap, gap, gap, error, gap, gap, notes=("Labels are cut.",))
+        monkeypatch.setattr("evenly.methods.relearn.diagnose", lambda *_, **__: found)
+        monkeypatch.setattr("evenly.methods.relearn.distributed.rank", lambda: rank)
+        method = Relearn(model.encoders, every=1, times=2, strength=strength)
+        train(model, method, sgd(model), 4)
+        assert list(method.history) == [2, 3]
+        text = (
+            "Relearn, before epoch 2: The gap of 'a' and 'aa' is no larger than its error, a lower "
+            "bound: take gap='stable', or more validation samples. Later re-learnings are not "
+            "reported; see `history`."
+        )
+        assert caplog.messages == [text] * times
+
     def test_it_happens_once_for_an_epoch(self):
         """A loop that is resumed within an epoch calls before_epoch for it again."""
         model = net()

@@ -117,6 +117,29 @@ def test_curves_are_means_on_bands_of_the_seeds(folder):
     assert band["y"][-5] == pytest.approx(min(at), abs=0.01)
 
 
+def test_the_band_of_a_gap_has_its_standard_error():
+    """Two seeds: .03 ± .05 and .10 ± .02 give 0 to .12; .20 ± .01 and .10 ± .03 give .07 to .21."""
+    gaps, errors = ((0.03, 0.2), (0.1, 0.1)), ((0.05, 0.01), (0.02, 0.03))
+    runs = [
+        Run("joint", seed, {"epoch": [0.0, 1.0], "gap/x": gap, "gap_error/x": error})
+        for seed, (gap, error) in enumerate(zip(gaps, errors, strict=True))
+    ]
+    config = {"methods": ["joint"], "modalities": ["x"]}
+    two, one = (Comparison(config, some, {}, {}, datetime.now(UTC)) for some in (runs, runs[:1]))
+    band, line = all_figures(two)["gap/0"]["data"]
+    assert band["x"] == [1, 2, 2, 1]
+    assert band["y"] == pytest.approx([0.12, 0.21, 0.07, 0])
+    assert line["y"] == pytest.approx([0.065, 0.15])
+    assert _hovers(line)[0].endswith("<br>seeds 0.03 to 0.1<br>standard error 0.035")
+    band, line = all_figures(one)["gap/0"]["data"]
+    assert band["y"] == pytest.approx([0.08, 0.21, 0.19, 0])
+    assert _hovers(line)[0].endswith("<br>standard error 0.05")
+    for figure in (_draw(two, ["joint"]), _figure4(two)):
+        (area,) = next(axes for axes in figure.axes if axes.collections).collections
+        (path,) = area.get_paths()
+        assert {0.12, 0.21, 0.07, 0.0} <= set(path.vertices[:, 1].round(6).tolist())
+
+
 def test_bands_lie_below_all_lines(folder):
     for name in ("curve/val_accuracy", "gap/0"):
         filled = ["fill" in trace for trace in _figures(folder)[name]["data"]]

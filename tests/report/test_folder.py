@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,8 +8,8 @@ import yaml
 from evenly.files import read_sealed, write_sealed
 from evenly.lab.run.result import checksums
 from evenly.report import write_report
-from evenly.report.comparison import value_at
-from evenly.report.folder import read_comparison
+from evenly.report.comparison import doubtful, value_at
+from evenly.report.folder import read_comparison, read_curves
 
 
 def _by_hand(tmp_path, metrics, **config):
@@ -31,6 +32,33 @@ def test_a_relearning_is_placed_before_the_epoch_of_its_row(tmp_path):
     found = _by_hand(tmp_path, metrics)
     assert found.runs[0].moments() == {2: {"u": 0.4, "v": 0.1}}
     assert found.moments("a") == {2: {"u": 0.4, "v": 0.1}}
+
+
+RELEARNT = "epoch,relearn_strength/u,relearn_gap/u,relearn_gap_error/u\n0,,,\n1,{}\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("0.06,0.02,0.02", "a"),  # as large as its error
+        ("0.06,0.02,0.019", ""),
+        ("0.0,0.02,0.05", ""),  # of `stable`, which pulls back by none of it
+    ],
+)
+def test_a_re_learning_that_may_be_chance_is_named(tmp_path, row, said):
+    found = _by_hand(tmp_path, RELEARNT.format(row))
+    assert read_curves(tmp_path / "runs" / "a-0").curves == found.runs[0].curves
+    text = doubtful(found.runs)
+    assert text.partition("chance: ")[2].partition(". Set gap=stable")[0] == said
+    assert bool(text) == bool(said)
+    assert text in write_report(tmp_path).read_text()
+
+
+def test_of_many_methods_that_re_learnt_by_chance_three_are_named(tmp_path):
+    (run,) = _by_hand(tmp_path, RELEARNT.format("0.06,0.02,0.05")).runs
+    runs = [replace(run, method=method, seed=seed) for method in "abcde" for seed in range(2)]
+    runs[1] = replace(runs[1], curves={**run.curves, "relearn_gap_error/u": [None, 0.01]})
+    assert "chance: a (1 of 2 runs), b (2 of 2 runs), c (2 of 2 runs) and 2 more." in doubtful(runs)
 
 
 def _with_checksums(run):

@@ -74,7 +74,10 @@ def run(options: Namespace) -> None:
     from evenly.lab.many.pools import followed
     from evenly.lab.many.tuned import Tuning
     from evenly.lab.run.logs import Logs
+    from evenly.lab.run.prepare import say
     from evenly.lab.statistics.tables import table
+    from evenly.report.comparison import doubtful
+    from evenly.report.folder import read_curves
 
     training = training_of(options)
     pool = pool_of(options)
@@ -95,6 +98,8 @@ def run(options: Namespace) -> None:
     report = compare(options.methods, seeds, training, out, pool, own, logs)
     print(table(out))
     print(f"\nreport: {report}")
+    begun = sorted(path.parent for path in (out / "runs").glob("*/config.yaml"))
+    say(filter(None, [doubtful(map(read_curves, begun))]))
 
 
 class _Mapping:

@@ -50,7 +50,8 @@ def run(options: Namespace) -> None:
     from evenly.lab.run.settings import CALLED, Cell, check_folder, check_same, read_settings
     from evenly.lab.run.versions import mixed, of_run
     from evenly.metrics import metric_of
-    from evenly.report.comparison import PAPER
+    from evenly.report.comparison import PAPER, doubtful
+    from evenly.report.folder import read_curves
     from evenly.report.names import in_words
 
     cell = Cell(training_of(options), options.method, options.seed)
@@ -99,6 +100,7 @@ def run(options: Namespace) -> None:
     if cell.training.protocol == "paper":
         print(f"\n{PAPER}")
     print(f"\nrun: {folder}")
+    say(filter(None, [doubtful([read_curves(folder)])]))
 
 
 def _on_devices(job: "Job") -> "Result":

@@ -224,8 +224,10 @@ def diagnose(
 
     Each gap comes with the purity of shuffled labels in the same clusters, and a standard error.
     This covers the draw of samples for fixed clusters; with `matched` also how the draws change the
-    clusters; with `stable` that and the starts of k-means. With `paper`, another draw may give
-    other clusters: for half-separated classes the true error is up to three times as large.
+    clusters; with `stable` that and the starts of k-means. With `paper` and `shared` it is a lower
+    bound, since neither other starts nor the clusters of another draw are in it: with `paper`, for
+    half-separated classes, the true error is up to three times as large. A gap larger than such an
+    error may still be chance.
 
     Args:
         train: Representations and labels of the training split. A target of floats is divided into
@@ -274,7 +276,7 @@ def diagnose(
         val_chance={name: score.val_chance for name, score in found.items()},
         estimator=gap,
     )
-    return replace(diagnosis, notes=(*numbered.notes, *_doubts(diagnosis)))
+    return replace(diagnosis, notes=(*numbered.notes, *doubts(diagnosis)))
 
 
 @dataclass(frozen=True)
@@ -288,18 +290,19 @@ class _Score:
     error: float
 
 
-def _doubts(found: Diagnosis) -> tuple[str, ...]:
+def doubts(found: Diagnosis) -> tuple[str, ...]:
     """Notes on gaps that count in full but may not be real."""
     if found.estimator == "stable":
         return ()
-    notes: dict[str, list[str]] = {"is no larger than its error": [], "is that of chance": []}
+    error = "its error" if found.estimator == "matched" else "its error, a lower bound"
+    notes: dict[str, list[str]] = {f"is no larger than {error}": [], "is that of chance": []}
     small, by_chance = notes.values()
     for name, gap in found.gap.items():
-        error = found.standard_error[name]
+        spread = found.standard_error[name]
         shuffled_too = found.train_chance[name] - found.val_chance[name]
-        if 0 < gap <= error:
+        if 0 < gap <= spread:
             small.append(name)
-        elif gap > 0 and abs(found.train[name] - found.val[name] - shuffled_too) <= error:
+        elif gap > 0 and abs(found.train[name] - found.val[name] - shuffled_too) <= spread:
             by_chance.append(name)
     return tuple(
         f"The gap of {_named(names)} {what}: take gap='stable', or more validation samples."

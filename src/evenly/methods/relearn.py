@@ -4,6 +4,7 @@ Wei, Li, Feng, Hu, "Diagnosing and Re-learning for Balanced Multimodal Learning"
 https://arxiv.org/abs/2407.09705.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from evenly import distributed
 from evenly.diagnosis.gap import (
     Diagnosis,
     Gap,
@@ -21,6 +23,7 @@ from evenly.diagnosis.gap import (
     check_gap,
     check_rows,
     diagnose,
+    doubts,
     in_classes,
 )
 from evenly.diagnosis.kmeans import check_sample
@@ -36,6 +39,7 @@ from evenly.reinit import check_initial, check_kinds, cut_like, initial_of, soft
 from evenly.targets import counted, in_words
 
 Initial = Mapping[str, Mapping[str, Tensor]]
+_log = logging.getLogger(__name__)
 
 
 class Relearn(Method):
@@ -57,6 +61,9 @@ class Relearn(Method):
     for low-rank adapters, weight norms and quantised bases. Diagnoses skip samples whose target is
     the criterion's `ignore_index`. The paper has one class for each sample; for several labels,
     evenly has its own purity (`diagnose`).
+
+    The first time that a gap may not be real, the first rank logs a warning that says so (logger
+    `evenly.methods.relearn`).
 
     Attributes:
         initial: By modality, θ₀ of each parameter, with whatever else a weight is computed from;
@@ -162,6 +169,7 @@ class Relearn(Method):
         self.initial: Initial | None = self._given(initial)
         self.history: dict[int, dict[str, dict[str, float]]] = {}
         self.diagnosis: Diagnosis | None = None
+        self._is_doubted = False  # whether the log has said so
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Copies the initial weights in the first epoch; re-learns when it is due."""
@@ -219,6 +227,22 @@ class Relearn(Method):
             for encoder in self.encoders.values():
                 forget(self.optimizer, encoder.parameters())
         self._note(epoch, strength)
+        self._doubt(epoch)
+
+    def _doubt(self, epoch: int) -> None:
+        """Logs, once for a training, that a gap by which encoders re-learn may not be real."""
+        assert self.diagnosis is not None
+        found = doubts(self.diagnosis) if self.strength else ()
+        if not found or self._is_doubted:
+            return
+        self._is_doubted = True
+        if distributed.rank() == 0:
+            _log.warning(
+                "%s, before epoch %d: %s Later re-learnings are not reported; see `history`.",
+                type(self).__name__,
+                epoch,
+                " ".join(found),
+            )
 
     def _note(self, epoch: int, strength: Mapping[str, float]) -> None:
         """Records what was found and done before an epoch."""

@@ -23,6 +23,8 @@ SIGNIFICANT = 0.05
 """The level below which a corrected p-value counts."""
 ENOUGH = 3
 """Seeds from which on there are intervals and tests: with two, t has one degree of freedom."""
+NAMED = 3
+"""Most methods that a sentence names; it counts the others."""
 TOO_FEW = "too few seeds"
 """What stands in place of an interval where there are fewer."""
 OF_MEANS = (
@@ -233,6 +235,21 @@ class Run:
                 for epoch, strength in self.points(column).items():
                     found.setdefault(epoch - 1, {})[modality] = strength
         return dict(sorted(found.items()))
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether an encoder re-learnt by a gap that is no larger than its standard error."""
+        for column in self.curves:
+            kind, _, modality = column.partition("/")
+            if kind != "relearn_strength":
+                continue
+            gaps, errors = (
+                self.points(f"{of}/{modality}") for of in ("relearn_gap", "relearn_gap_error")
+            )
+            pulled = [epoch for epoch, strength in self.points(column).items() if strength > 0]
+            if any(gaps[epoch] <= errors[epoch] for epoch in pulled if epoch in gaps):
+                return True
+        return False
 
 
 @dataclass(frozen=True)
@@ -454,6 +471,27 @@ class Comparison:
         """The mean of `curves`."""
         return {x: sum(seeds) / len(seeds) for x, seeds in self.curves(method, column).items()}
 
+    def band(self, method: str, column: str, error: str = "") -> dict[int, tuple[float, float]]:
+        """By epoch, the ends of the band around `curves`.
+
+        Args:
+            method: The method.
+            column: A column of metrics.csv.
+            error: The column of its standard errors. With it, the band begins one error below the
+                lowest seed, though not below 0, and ends one error above the highest.
+        """
+        errors = self.curves(method, error)
+        found: dict[int, tuple[float, float]] = {}
+        for epoch, seeds in self.curves(method, column).items():
+            found[epoch] = min(seeds), max(seeds)
+            if epoch in errors:
+                pairs = list(zip(seeds, errors[epoch], strict=True))
+                found[epoch] = (
+                    max(min(value - spread for value, spread in pairs), 0.0),
+                    max(value + spread for value, spread in pairs),
+                )
+        return found
+
     def marked(self, method: str, curve: Mapping[int, Any]) -> list[int]:
         """The epochs of the method's re-learnings that a curve of its reaches, to mark there."""
         return [epoch for epoch in self.moments(method) if epoch <= max(curve)] if curve else []
@@ -513,6 +551,26 @@ def without_result(methods: Iterable[str], finished: Mapping[str, int], seeds: i
     of_seeds = f"0 of {seeds} seed{'' if seeds == 1 else 's'}"
     missing = [f"{method} ({of_seeds})" for method in methods if not finished.get(method)]
     return f"Without a result: {', '.join(missing)}." if missing else ""
+
+
+def doubtful(runs: Iterable[Run]) -> str:
+    """What to say if encoders re-learnt by gaps no larger than their errors; else empty."""
+    found: dict[str, list[bool]] = {}
+    for run in runs:
+        if run.moments():
+            found.setdefault(run.method, []).append(run.is_doubtful)
+    named = [
+        f"{method} ({sum(doubts)} of {len(doubts)} runs)" if len(doubts) > 1 else method
+        for method, doubts in found.items()
+        if any(doubts)
+    ]
+    if not named:
+        return ""
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    return (
+        "Re-learnt by a gap no larger than its standard error, so perhaps by chance: "
+        f"{', '.join(named[:NAMED])}{more}. Set gap=stable, or take more validation samples."
+    )
 
 
 def value_at(curve: Mapping[int, float], epoch: int) -> float:

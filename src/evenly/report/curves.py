@@ -14,12 +14,15 @@ POINTS = 120
 """Epochs of which a curve is drawn, at most: a panel is hardly wider than three pixels for each."""
 
 
-def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) -> Figure:
-    """A column of metrics.csv along training: the mean, on a band from the least seed to the most.
+def curve_figure(
+    comparison: Comparison, column: str, *, error: str = "", percent: bool = False
+) -> Figure:
+    """A column of metrics.csv along training: the mean of the seeds, on their band.
 
     Args:
         comparison: What to draw.
-        column: Of metrics.csv.
+        column: A column of metrics.csv.
+        error: The column of its standard errors, if it has any; see `Comparison.band`.
         percent: Whether to show a fraction as per cent.
     """
     scale, unit = (100, " %") if percent else (1, "")
@@ -37,9 +40,13 @@ def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) 
         common = {"type": "scatter", "name": plain(method), "meta": number, "showlegend": False}
         some = _thinned(curves)
         values = [[rounded(scale * value) for value in curves[epoch]] for epoch in some]
-        if len(values[0]) > 1 and len(some) > 1:
-            bands.append(common | _band(some, values, colour))
-        lines.append(common | _line(some, values, colour, dash, unit))
+        of_seeds = comparison.curves(method, error)
+        errors = [[rounded(scale * value) for value in of_seeds.get(epoch, ())] for epoch in some]
+        if len(values[0] + errors[0]) > 1 and len(some) > 1:
+            ends = comparison.band(method, column, error)
+            around = [[rounded(scale * end) for end in ends[epoch]] for epoch in some]
+            bands.append(common | _band(some, around, colour))
+        lines.append(common | _line(some, values, errors, colour, dash, unit))
         found = comparison.moments(method)
         moments = {epoch: found[epoch] for epoch in comparison.marked(method, curves)}
         if moments:
@@ -156,12 +163,12 @@ def _thinned(epochs: Mapping[int, Any]) -> list[int]:
     return [known[place] for place in places.round().astype(int)]
 
 
-def _band(epochs: Sequence[int], values: Sequence[Sequence[float]], colour: str) -> dict[str, Any]:
-    """Around the seeds' values at each epoch."""
+def _band(epochs: Sequence[int], ends: Sequence[Sequence[float]], colour: str) -> dict[str, Any]:
+    """A band with these ends, low and high, at each epoch."""
     return {
         "mode": "lines",
         "x": [*epochs, *reversed(epochs)],
-        "y": [*map(max, values), *map(min, reversed(values))],
+        "y": [*(high for _, high in ends), *(low for low, _ in reversed(ends))],
         "fill": "toself",
         "fillcolor": veiled(colour, 0.16),
         "line": {"color": colour, "width": 0},
@@ -170,9 +177,17 @@ def _band(epochs: Sequence[int], values: Sequence[Sequence[float]], colour: str)
 
 
 def _line(
-    epochs: Sequence[int], values: Sequence[Sequence[float]], colour: str, dash: str, unit: str
+    epochs: Sequence[int],
+    values: Sequence[Sequence[float]],
+    errors: Sequence[Sequence[float]],
+    colour: str,
+    dash: str,
+    unit: str,
 ) -> dict[str, Any]:
-    """Through the seeds' mean at each epoch, whose unit the ticks give to %{y}."""
+    """A line through the seeds' mean at each epoch; the ticks give its unit to %{y}.
+
+    The pointer shows the lowest and the highest seed, and the mean of the standard errors.
+    """
     line: dict[str, Any] = {
         "mode": "lines" if len(epochs) > 1 else "markers",
         "x": epochs,
@@ -181,9 +196,18 @@ def _line(
         "marker": {"color": colour},
         "hovertemplate": HOVER + "epoch %{x}: %{y}",
     }
+    shown: list[list[float]] = [[] for _ in epochs]
     if len(values[0]) > 1:
-        line["customdata"] = [[min(seeds), max(seeds)] for seeds in values]
+        shown = [[min(seeds), max(seeds)] for seeds in values]
         line["hovertemplate"] += f"<br>seeds %{{customdata[0]}} to %{{customdata[1]}}{unit}"
+    if errors[0]:
+        line["hovertemplate"] += f"<br>standard error %{{customdata[{len(shown[0])}]}}{unit}"
+        shown = [
+            [*ends, rounded(sum(seeds) / len(seeds))]
+            for ends, seeds in zip(shown, errors, strict=True)
+        ]
+    if shown[0]:
+        line["customdata"] = shown
     return line
 
 

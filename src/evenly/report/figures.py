@@ -49,8 +49,11 @@ def all_figures(comparison: Comparison) -> dict[str, Figure]:
         "curve/train_loss": curve_figure(comparison, "train_loss"),
     }
     for i, modality in enumerate(comparison.modalities):
-        for kind in ("purity_train", "purity_val", "gap"):
+        for kind in ("purity_train", "purity_val"):
             figures[f"{kind}/{i}"] = curve_figure(comparison, f"{kind}/{modality}")
+        figures[f"gap/{i}"] = curve_figure(
+            comparison, f"gap/{modality}", error=f"gap_error/{modality}"
+        )
         figures[f"strength/{i}"] = strength_figure(comparison, modality)
         figures[f"noise/{i}"] = noise_figure(comparison, modality)
         figures[f"missing/{i}"] = missing_figure(comparison, modality)

@@ -8,7 +8,7 @@ from typing import Any
 
 from evenly.errors import UserError
 from evenly.metrics import Metric, main_of, metric_of
-from evenly.report.comparison import ENOUGH, REFERENCE, is_significant
+from evenly.report.comparison import ENOUGH, NAMED, REFERENCE, is_significant
 from evenly.spec import parse
 
 CARRIES = 2 / 3
@@ -16,8 +16,6 @@ CARRIES = 2 / 3
 CLEAR = 0.07
 """Least size of a contribution that counts if there are too few seeds for an interval: in accuracy,
 or as a share of the error of a guess without any input. A checkup's `verdict.THERE` is the same."""
-NAMED = 3
-"""Most methods that a sentence names; it counts the others."""
 _WORDS = re.compile(r"^(?=joint training|no m)\w")
 """The first letter of a sentence that does not begin with a name."""
 

@@ -114,6 +114,20 @@ def _read_run(folder: Path) -> Run:
     )
 
 
+def read_curves(folder: Path) -> Run:
+    """A run with its curves alone, which take little time to read.
+
+    Raises:
+        ValueError: If a file of it is damaged.
+    """
+    source = folder / "config.yaml"
+    with reading(source):
+        cell = load_yaml(source.read_bytes())
+        for name, hint in (("method", str), ("seed", int)):
+            converted(name, cell[name], hint)
+    return Run(cell["method"], cell["seed"], _curves(folder / "metrics.csv", {}))
+
+
 def _error(folder: Path) -> str:
     """Why a run failed: what the first of its processes says, as the others then only miss it."""
     first = min(folder.glob("error*.txt"), key=lambda path: path.stat().st_mtime_ns, default=None)

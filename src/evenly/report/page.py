@@ -26,6 +26,7 @@ from evenly.report.comparison import (
     Estimate,
     Projected,
     as_rows,
+    doubtful,
     is_significant,
     shown_p,
 )
@@ -353,6 +354,8 @@ def _remarks(comparison: Comparison) -> list[str]:
             f"--patience {patience} ends a run so many epochs after its best: these trained for "
             f"{min(lengths)} to {max(lengths)} epochs."
         )
+    if said := doubtful(comparison.runs):
+        remarks.append(said)
     if any(run.result and run.result.get("peak_memory_mb") is None for run in comparison.runs):
         remarks.append(
             "Memory is unknown for runs on CPUs that torchrun or srun started, because one process "

@@ -32,6 +32,7 @@ from evenly.suggest import unknown
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 ROWS = 12  # methods that fit beside the curves
 CLASS_ROWS = 16  # beside two panels
@@ -214,6 +215,7 @@ def _draw_gap(axes: "Axes", comparison: Comparison, modality: str, methods: list
         mean = comparison.mean_curve(method, column)
         if not mean:
             continue
+        draw_gap_band(axes, comparison, method, modality)
         axes.plot(list(mean), list(mean.values()), color=colour, linewidth=2)
         for x in comparison.marked(method, mean):
             axes.axvline(x, color=colour, linewidth=0.9, linestyle=(0, (1.5, 2.5)))
@@ -224,6 +226,21 @@ def _draw_gap(axes: "Axes", comparison: Comparison, modality: str, methods: list
     axes.margins(x=0.01)
     axes.set_xlim(left=0)
     axes.locator_params(axis="y", nbins=4)
+
+
+def draw_gap_band(axes: "Axes", comparison: Comparison, method: str, modality: str) -> None:
+    """The band of a modality's gap: from the lowest seed to the highest, and its error beyond."""
+    band = comparison.band(method, f"gap/{modality}", f"gap_error/{modality}")
+    low, high = zip(*band.values(), strict=True)
+    colour = marks(comparison.methods)[method].colour
+    axes.fill_between(list(band), low, high, color=colour, alpha=0.12, linewidth=0)
+
+
+def gap_band_handle() -> "Patch":
+    """What the legend shows of `draw_gap_band`."""
+    from matplotlib.patches import Patch
+
+    return Patch(color=QUIET, alpha=0.25, linewidth=0, label="± s.e.")
 
 
 def _label_lines(figure: "Figure", comparison: Comparison, methods: list[str], left: float) -> None:
@@ -241,6 +258,7 @@ def _label_lines(figure: "Figure", comparison: Comparison, methods: list[str], l
         for method in methods
         if comparison.moments(method)
     ]  # fmt: skip
+    handles.append(gap_band_handle())
     width, height = figure.get_size_inches()
     figure.legend(handles=handles, loc="center left", ncols=len(handles), frameon=False,
                   bbox_to_anchor=(left / width, (height - 0.68) / height), handlelength=1.6,

@@ -26,7 +26,13 @@ from evenly.report.drawing import (
 )
 from evenly.report.marks import HUES, MARKERS, marks
 from evenly.report.names import wrapped
-from evenly.report.picture import draw_scores, score_title, write_projection_picture
+from evenly.report.picture import (
+    draw_gap_band,
+    draw_scores,
+    gap_band_handle,
+    score_title,
+    write_projection_picture,
+)
 from evenly.report.places import Box, Spot, label_boxes, leader, needs_line
 from evenly.spec import parse
 
@@ -232,7 +238,11 @@ def _figure4(comparison: Comparison) -> "Figure":
     grid = figure.add_gridspec(2, columns, left=0.8 / width, right=1 - 0.25 / width, top=0.82,
                                bottom=0.1, hspace=0.32, wspace=0.3)  # fmt: skip
     for column, name in enumerate(modalities):
-        _draw_curves(figure.add_subplot(grid[0, column]), comparison, f"gap/{name}", name)
+        above = figure.add_subplot(grid[0, column])
+        for method in comparison.methods:
+            if comparison.mean_curve(method, f"gap/{name}"):
+                draw_gap_band(above, comparison, method, name)
+        _draw_curves(above, comparison, f"gap/{name}", name)
         below = figure.add_subplot(grid[1, column])
         _draw_curves(below, comparison, f"purity_train/{name}", "", dotted=True)
         _draw_curves(below, comparison, f"purity_val/{name}", "")
@@ -298,6 +308,7 @@ def _add_legend(figure: "Figure", comparison: Comparison) -> None:
         Line2D([], [], color=QUIET, marker="v", linewidth=0.9, linestyle=(0, (1.5, 2.5)),
                label="re-learning")
     )  # fmt: skip
+    handles.append(gap_band_handle())
     width, height = figure.get_size_inches()
     figure.legend(handles=handles, loc="center left", ncols=len(handles), frameon=False,
                   bbox_to_anchor=(0.35 / width, (height - 0.68) / height), handlelength=1.6,

@@ -1,5 +1,7 @@
 import csv
 import json
+import logging
+import math
 from dataclasses import replace
 from itertools import count
 
@@ -70,6 +72,12 @@ def test_metrics_along_training(finished):
             assert 0 < float(row["gap_error/m2"]) < 0.5
     # every=1 re-learns before the 0-based epochs 2 and 3
     assert [bool(row["relearn_strength/m1"]) for row in found] == [False, False, True, True]
+    for row in found[2:]:
+        strength = math.tanh(3 * float(row["relearn_gap/m1"]))
+        assert float(row["relearn_strength/m1"]) == pytest.approx(strength)
+        assert 0 < float(row["relearn_gap_error/m1"]) < 0.5
+    # The command says at its end, once for all runs, what the method would log in each.
+    assert not logging.getLogger("evenly.methods.relearn").isEnabledFor(logging.WARNING)
     assert [float(row["val_accuracy"]) for row in found] == [accuracy for _, accuracy in told]
 
 

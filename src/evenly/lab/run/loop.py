@@ -23,6 +23,13 @@ from evenly.methods.relearn import Relearn
 from evenly.output import Output
 from evenly.probe import Probe
 
+_RELEARNT = {
+    "strength": "relearn_strength",
+    "gap": "relearn_gap",
+    "error": "relearn_gap_error",
+}
+"""The columns of a re-learning, by their names in its history."""
+
 
 def fit(parts: Parts, record: Record) -> None:
     """Trains from the record's current epoch until the record says that it is over.
@@ -151,7 +158,7 @@ def _measured(parts: Parts, epoch: int) -> Row:
     for method in methods_of(parts.method):
         if isinstance(method, Relearn):
             for name, of_epoch in method.history.get(epoch, {}).items():
-                row[f"relearn_strength/{name}"] = of_epoch["strength"]
+                row |= {f"{column}/{name}": of_epoch[key] for key, column in _RELEARNT.items()}
     return row
 
 

@@ -6,6 +6,7 @@ A run's folder holds all of it; a killed run, when started again, ends with the 
 bit.
 """
 
+import logging
 import resource
 import sys
 import warnings
@@ -218,5 +219,6 @@ def _peak_memory_mb(place: Place) -> float | None:
 
 
 def _quieten() -> None:
-    """Suppresses warnings that the command already replaces with a note."""
+    """Suppresses messages that the command already replaces with a note."""
     warnings.filterwarnings("ignore", ".*acts by the size of gradients")
+    logging.getLogger("evenly.methods.relearn").setLevel(logging.ERROR)
