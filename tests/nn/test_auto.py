@@ -140,6 +140,23 @@ def test_pictures(name, dtype, folder):
         torch.testing.assert_close(half, own, rtol=0.05, atol=0.05)
 
 
+def test_its_text_shows_the_settings(folder):
+    place, _ = folder("vit")
+    changes = {"layer_norm_eps": 1e-6}
+    encoder = Auto(of("image", 3, 32, 32), place, config=changes, freeze=1, width=8)
+    first = repr(encoder).splitlines()[1].strip()
+    assert first == (
+        f"pretrained={place!r}, pool='mean', config={{'layer_norm_eps': 1e-06}}, freeze=1, "
+        "width=8, lora=0, checkpointing=False, out_features=8"
+    )
+    again = Auto(of("image", 3, 32, 32), encoder.configuration(), pool="cls", checkpointing=True)
+    first = repr(again).splitlines()[1].strip()
+    assert first == (
+        "pretrained='vit', pool='cls', freeze=False, width=0, lora=0, checkpointing=True, "
+        "out_features=16"
+    )
+
+
 def test_pictures_from_0_to_1_and_frames(folder):
     place, _ = folder("clip", CLIP_PICTURES)
     x = pictures(2, 3, 3, 32, 32)

@@ -287,6 +287,17 @@ def test_a_width_that_heads_do_not_divide():
         Transformer(modality("sequence", 5, 3), width=12)
 
 
+def test_the_text_of_an_encoder_shows_its_settings(tmp_path):
+    encoder = Transformer(modality("sequence", 9, 3), width=16, layers=2, heads=4)
+    assert repr(encoder).splitlines()[1].strip() == "layers=2, heads=4, out_features=16"
+    vit = ViT(modality("image", 3, 32, 32), config={**SMALL, "patch_size": 16})
+    assert repr(vit).splitlines()[1].strip() == "pretrained='', out_features=16"
+    vit.model.save_pretrained(tmp_path / "vit")
+    loaded = ViT(modality("image", 3, 32, 32), pretrained=str(tmp_path / "vit"))
+    first = repr(loaded).splitlines()[1].strip()
+    assert first == f"pretrained='{tmp_path / 'vit'}', out_features=16"
+
+
 def test_order_matters_to_a_transformer():
     encoder = Transformer(modality("sequence", 6, 5), width=16).eval()
     x = torch.randn(2, 6, 5)

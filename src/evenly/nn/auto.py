@@ -127,6 +127,15 @@ class Auto(Tokened):
         self._is_new = isinstance(pretrained, str)
         sizes: Any = self.model.config
         name = pretrained if isinstance(pretrained, str) else sizes.model_type
+        self._settings: dict[str, Any] = {
+            "pretrained": name,
+            "pool": self.pool,
+            **({"config": config} if config else {}),
+            "freeze": freeze,
+            "width": width,
+            "lora": lora,
+            "checkpointing": checkpointing,
+        }
         self.takes = _takes(name, self.model, modality)
         check_whole(name, model, self.model, missing, pools=self.pool == "pooler")
         made = int(getattr(sizes, "hidden_size", 0) or sizes.hidden_sizes[-1])
@@ -185,7 +194,8 @@ class Auto(Tokened):
 
     def extra_repr(self) -> str:
         """The settings that `repr` shows."""
-        return f"pool={self.pool}, out_features={self.out_features}"
+        shown = {**self._settings, "out_features": self.out_features}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
     def forward(self, x: Any) -> Float[Tensor, "n d"]:
         """Encodes samples as they are stored."""

@@ -40,12 +40,13 @@ class _Named(nn.Module):
         super().__init__()
         self.model = _model(name, pretrained, config)
         self.is_pretrained = bool(pretrained)
+        self._weights = pretrained if isinstance(pretrained, str) else name
         sizes: Any = self.model.config
         self.out_features: int = getattr(sizes, "hidden_size", None) or sizes.hidden_sizes[-1]
 
     def extra_repr(self) -> str:
         """The settings that `repr` shows."""
-        return f"pretrained={self.is_pretrained}, out_features={self.out_features}"
+        return f"pretrained={self._weights!r}, out_features={self.out_features}"
 
     def configuration(self) -> Config | None:
         """The configuration that `pretrained` takes instead of a folder; None if there was none."""
@@ -470,6 +471,7 @@ class Transformer(Tokened):
                 f"Transformer: width {width} is not a multiple of twice the {heads} heads."
             )
         self.out_features = width
+        self._layers, self._heads = layers, heads
         self.known = modality.shape[1]
         self.embed: nn.Module
         if modality.kind == "text":
@@ -482,6 +484,10 @@ class Transformer(Tokened):
             norm_first=True,
         )  # fmt: skip
         self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), False)
+
+    def extra_repr(self) -> str:
+        """The settings that `repr` shows."""
+        return f"layers={self._layers}, heads={self._heads}, {super().extra_repr()}"
 
     def forward(self, x: Shaped[Tensor, "n t ..."] | Padded) -> Float[Tensor, "n w"]:
         """Encodes sequences, of equal or unequal lengths."""
