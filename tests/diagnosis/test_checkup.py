@@ -639,6 +639,27 @@ def test_what_tells_little_alone_is_scarce_only_if_little_is_lost_without_it(los
         assert found.samples == pytest.approx(225, abs=1)  # (0.03 / 0.02)² times as many
 
 
+@pytest.mark.parametrize(
+    ("of_seeds", "samples"), [(0.0, 225), (0.01, 267), (0.015, None), (0.02, None)]
+)
+def test_what_samples_cannot_settle_takes_seeds(of_seeds, samples):
+    """The error is 0.03, and 0.02 would be enough."""
+    much, nothing = around(0.5), around(0.0)
+    lost = Estimate(0.05, -0.01, 0.11, 100, standard_error=0.03, seed_error=of_seeds)
+    found = judge(Figures(nothing, nothing, nothing, nothing, lost, much))
+    assert found.name == "unclear"
+    # 100 · (0.03² - of_seeds²) / (0.02² - of_seeds²)
+    assert found.samples == (None if samples is None else pytest.approx(samples, abs=1))
+
+
+def test_the_samples_that_would_settle_what_is_held_back_follow_from_its_interval():
+    """Of few seeds, it extends more than two standard errors."""
+    missed = Estimate(0.06, -0.03, 0.15, 100, standard_error=0.03, seed_error=0.01)
+    found = judge(Figures(around(0.5), around(0.5), missed, around(0.0), around(0.3), around(0.4)))
+    assert found.name == "unclear"
+    assert found.samples == pytest.approx(267, abs=1)  # 100 · 0.0008 / (0.02² - 0.01²)
+
+
 def after_ddp(rank, world, folder):
     """What a checkup says while the ranks' group exists, and what it finds without it."""
     train, val = (DataLoader(data(60, seed, plain=2, noise=0), 20) for seed in (1, 2))

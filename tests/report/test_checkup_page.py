@@ -150,6 +150,17 @@ def test_figures_of_a_modality_that_some_lack_are_of_the_others(write):
     assert "About 2100 validation samples that have it would settle it." in str(found)
 
 
+def test_where_samples_cannot_settle_it_seeds_are_asked_for(write):
+    found = checkup("unclear", names=["sound"])
+    no_count = replace(finding("unclear"), verdict=Verdict("unclear", "why it is unclear"))
+    found = replace(found, findings={"sound": no_count})
+    for said in (text(write(found)), str(found)):
+        words = " ".join(said.split())
+        assert "more validation samples to settle it: check up runs of more seeds." in words
+    found = checkup("scarce")
+    assert "settle it" not in text(write(found)) + str(found)
+
+
 def test_what_was_not_measured_stays_empty(write):
     found = checkup("learnt", "unclear", names=["sound", "sight"])
     nothing = Estimate(float("nan"), float("nan"), float("nan"), 0)

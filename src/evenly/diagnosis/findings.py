@@ -23,6 +23,11 @@ COLUMNS = (
     "used: accuracy that it adds (Shapley value); gap: over-training. All on the validation split.",
 )
 """What the columns of the text mean, in two lines."""
+MORE_SEEDS = (
+    "It varies too much between seeds for more validation samples to settle it: check up runs of "
+    "more seeds."
+)
+"""What is said if an error comes mostly from the seeds."""
 
 
 @dataclass(frozen=True)
@@ -328,6 +333,8 @@ def _of_modality(name: str, found: Finding, count: int) -> Iterator[str]:
     if found.verdict.samples:
         some = " that have it" if found.there.count < count else ""
         yield f"  About {found.verdict.samples} validation samples{some} would settle it."
+    elif found.verdict.name == "unclear":
+        yield fill(MORE_SEEDS, 100, initial_indent="  ", subsequent_indent="    ")
     for advice in found.verdict.advice:
         what = f"Try {', '.join(advice.methods)}: " if advice.methods else "Or "
         yield fill(f"{what}{advice.why}.", 100, initial_indent="  ", subsequent_indent="    ")

@@ -7,7 +7,7 @@ how they do on the others.
 from dataclasses import dataclass
 from typing import Literal
 
-from evenly.diagnosis.estimate import Estimate, Z
+from evenly.diagnosis.estimate import Estimate
 
 Name = Literal["learnt", "suppressed", "unused", "scarce", "over-trained", "unclear"]
 
@@ -46,7 +46,8 @@ class Verdict:
     Attributes:
         name: The verdict in a word.
         why: The figures behind it, in a sentence.
-        samples: Validation samples that would settle it, if it is unclear.
+        samples: If it is unclear, how many validation samples would settle it; None if more seeds
+            are needed.
     """
 
     name: Name
@@ -126,7 +127,8 @@ def judge(found: Figures) -> Verdict:
         why = f"only {found.flipped.value:.1%} of the predictions change with it"
         return Verdict("unused", why)
     if found.missed.value > MISSED:
-        return _unclear("it is held back", found.missed, 0.0, Z)
+        interval = (found.missed.high - found.missed.low) / (2 * found.missed.error)
+        return _unclear("it is held back", found.missed, 0.0, interval)
     if found.flipped is not None and is_seen is None:
         return _unclear("the model looks at it", found.flipped, MOVED)
     follows = "and the predictions follow it"

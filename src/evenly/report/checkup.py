@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from evenly.diagnosis.findings import MORE_SEEDS
 from evenly.files import write_text
 from evenly.report.marks import NEUTRAL, OUTLINES
 from evenly.report.parts import modality_mark
@@ -129,7 +130,8 @@ class Modality:
         symbol: Of its marks, by Plotly's name.
         verdict: In a word.
         why: A sentence.
-        samples: Of the validation split that would settle it, where it is unclear.
+        samples: Of the validation split that would settle it, where it is unclear; None where more
+            seeds are needed.
         advice: What to try.
         figures: By name in a finding.
         strength: How far `Relearn(gap="stable")` would pull its encoder back.
@@ -197,6 +199,7 @@ def write_checkup(
         together=percent(found["together"]),
         synergy=_known(found["synergy"], percent),
         modalities=modalities,
+        more_seeds=MORE_SEEDS,
         meanings=MEANINGS,
         glyphs=GLYPHS,
         levels=_levels(modalities, accuracy),
