@@ -1,8 +1,11 @@
 """The checkup of a model: what is there, learnt, used and over-trained, and the verdict."""
 
 import copy
+import io
 import json
 import math
+import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -357,6 +360,27 @@ def test_batches_that_cannot_be_counted():
         optimizer=case.optimizer, epochs=8,
     )  # fmt: skip
     assert found.verdict["plain"] == "learnt"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_says_what_is_done_and_how_many_trainings_there_are(monkeypatch):
+    case = Case(plain=1.0, noise=0.0, epochs=0, rates={"noise": 0.01})
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    case.checkup(initial=None, epochs=2, progress=True)
+    said = re.findall(r"\r([a-z][^\r:]+):", terminal.getvalue())
+    assert list(dict.fromkeys(said)) == [
+        "training 1 of 3 (joint model), 2 epochs",
+        "what the joint model uses",
+        "training 2 of 3 (plain and noise alone), 2 epochs",
+        "training 3 of 3 (plain and noise alone), 2 epochs",
+        "linear probes",
+        "gap of plain and noise",
+    ]
+    assert "72/72" in terminal.getvalue()  # 12 batches in each of two epochs
 
 
 def test_frozen_features_learn_at_the_rate_of_what_is_not_frozen():
