@@ -367,6 +367,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.slow
 def test_the_bar_says_what_is_done_and_how_many_trainings_there_are(monkeypatch):
     case = Case(plain=1.0, noise=0.0, epochs=0, rates={"noise": 0.01})
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())

@@ -33,8 +33,8 @@ MEANINGS = {
     f"Or it tells little alone, but over {100 * THERE:.0f} points are lost without it.",
     "suppressed": f"Alone, its encoder reaches over {100 * MISSED:.0f} points more than in the "
     "joint model, and the interval of this is above 0.",
-    "unused": "There is something in it that the joint model's encoder does not lack, but under "
-    f"{MOVED:.0%} of the predictions change with it.",
+    "unused": f"The joint model's encoder holds what is there, but under {MOVED:.0%} of the "
+    "predictions change with it.",
     "scarce": f"Its encoder reaches under {100 * THERE:.0f} points above its guesses shuffled over "
     "the samples, alone and in the joint model, and less than that is lost without it.",
     "over-trained": f"The gap of purities is above {GAP:.2f}: its encoder tells the classes of "
