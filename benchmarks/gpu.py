@@ -28,7 +28,7 @@ from evenly.lab.run.settings import Cell, Training
 
 ROWS, WIDTH, CLUSTERS = 15_000, 512, 31
 STARTS, STEPS, TOLERANCE = 10, 100, 1e-4
-"""Of flash-kmeans: scikit-learn's number of starts, and its own defaults and its README's."""
+"""For flash-kmeans: as many starts as scikit-learn, its default limit, its README's tolerance."""
 NO_FLASH = {"here": False, "why": "measured with flash-kmeans, which is not installed"}
 
 

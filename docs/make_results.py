@@ -3,7 +3,8 @@
     python docs/make_results.py [--data ../shared/data] [--work runs/results] [--only htad leaves]
 
 Stopped and started again it goes on where it was. It makes a checkup anew if its runs or evenly
-have changed. Takes hours on two cores. With `--only` the other sets keep what the page says of them.
+have changed. Takes hours on two cores. With `--only` the other sets keep what the pages say of
+them.
 """
 
 import argparse

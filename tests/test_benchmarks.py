@@ -216,6 +216,7 @@ def test_a_strength_cut_to_0_does_not_hide_how_the_gap_varies():
     assert whole.what == "stable gap, leaves: deviation of tanh(3 · gap) (paper 0.060)"
 
 
+@pytest.mark.slow  # its imports
 def test_k_means_is_set_beside_flash_kmeans_where_that_is_installed(monkeypatch):
     import gpu
 
