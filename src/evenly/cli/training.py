@@ -77,7 +77,7 @@ def add_training(
         "--source",
         type=str | None,
         help="a data set to prepare, by name, with its files in --folder. The store is kept with "
-        "the results. With --data and a store, what that store must hold",
+        "the results. If --data is a store, the data set that it must hold",
     )
     add_reading(one)
 
