@@ -657,7 +657,7 @@ def test_what_tells_little_alone_is_scarce_only_if_little_is_lost_without_it(los
     assert found.name == verdict
     if verdict == "scarce":  # not above the page's chance, which names the commonest class
         assert found.why == (
-            "alone its encoder is 0 points (-2 to 2) above its guesses shuffled over the samples"
+            "alone its encoder reaches only 0 points (-2 to 2) more than shuffled guesses"
         )
     if verdict == "unclear":
         assert "whether accuracy is lost without it" in found.why

@@ -39,8 +39,8 @@ def arguments() -> Parser:
     one.add_argument(
         "runs",
         nargs="*",
-        help="folders of runs, such as runs/digits/runs/joint-0. With runs, give --data only if "
-        "their data have moved: the new place",
+        help="folders of runs, such as runs/digits/runs/joint-0. With runs, use --data only if "
+        "their data have moved, to give the new path",
     )
     one.add_argument("--seed", type=int, default=0, help="seed of the model trained on --data")
     one.add_argument(

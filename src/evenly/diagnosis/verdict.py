@@ -114,8 +114,8 @@ def judge(found: Figures) -> Verdict:
     if not is_there and found.lost is not None and _above(found.lost, THERE) is None:
         return _unclear("accuracy is lost without it", found.lost, THERE)
     if not is_there:
-        above = f"{_points(found.gain)} above its guesses shuffled over the samples"
-        return Verdict("scarce", f"alone its encoder is {above}")
+        reached = f"only {_points(found.gain)} more than shuffled guesses"
+        return Verdict("scarce", f"alone its encoder reaches {reached}")
     if _above(found.gap, GAP):
         why = "its features separate the classes of training samples better than those of new "
         return Verdict("over-trained", f"{why}ones: a gap of purities of {found.gap}")
@@ -147,7 +147,7 @@ def _above(found: Estimate, threshold: float) -> bool | None:
 
 def _unclear(what: str, found: Estimate, threshold: float, errors: float = SURE) -> Verdict:
     """An unclear verdict: a figure is too near its threshold; and what would settle it."""
-    why = f"whether {what} cannot be told: {found} is too near {threshold:.2f}"
+    why = f"cannot tell whether {what}: {found} is too near {threshold:.2f}"
     return Verdict("unclear", why, found.samples_for(abs(found.value - threshold), errors))
 
 
