@@ -3,10 +3,12 @@
     python benchmarks/gpu.py
 
 Timings wait for the device. Before the promises, it shows train_step.py's ways of taking a step,
-including those that the lab does not use.
+including those that the lab does not use. For k-means beside flash-kmeans: `pip install
+flash-kmeans`.
 """
 
 import argparse
+import math
 import tempfile
 import warnings
 from pathlib import Path
@@ -15,6 +17,7 @@ import relearn
 import torch
 import train_step
 import whole
+from kmeans import ROUNDING
 from overhead import PAIRS, Trainer, random_data
 from promise import Promise, ratio, report, seconds
 from sklearn.cluster import KMeans
@@ -24,10 +27,13 @@ from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 
 ROWS, WIDTH, CLUSTERS = 15_000, 512, 31
+STARTS, STEPS, TOLERANCE = 10, 100, 1e-4
+"""For flash-kmeans: as many starts as scikit-learn, its default limit, its README's tolerance."""
+NO_FLASH = {"here": False, "why": "measured with flash-kmeans, which is not installed"}
 
 
 def clustering(device):
-    """k-means on the device against scikit-learn's on the processor."""
+    """k-means on the device against scikit-learn's on the processor, and flash-kmeans."""
     draws = torch.Generator().manual_seed(0)
     means = 0.3 * torch.randn(CLUSTERS, WIDTH, generator=draws)
     x = means[torch.arange(ROWS) % CLUSTERS] + torch.randn(ROWS, WIDTH, generator=draws)
@@ -39,7 +45,39 @@ def clustering(device):
         pairs=3,
     )
     what = f"k-means, {ROWS:,} x {WIDTH}, k = {CLUSTERS}: scikit-learn's time / ours on the GPU"
-    return Promise(what, found, 50)
+    return [Promise(what, found, 50), *beside_flash(there, CLUSTERS)]
+
+
+def beside_flash(x, k):
+    """k-means against flash-kmeans on the same device: time, and inertia on all rows."""
+    try:
+        from flash_kmeans import batch_kmeans_Euclid
+    except ImportError:
+        time, inertia, missing = math.nan, math.nan, NO_FLASH
+    else:
+        many = x.expand(STARTS, *x.shape).contiguous()
+
+        def theirs():
+            """The centres of all starts, which it takes as a batch."""
+            rows = torch.stack([torch.randperm(len(x), device=x.device)[:k] for _ in many])
+            _, centres, _ = batch_kmeans_Euclid(
+                many, k, max_iters=STEPS, tol=TOLERANCE, init_centroids=x[rows]
+            )
+            return waited(centres, x.device)
+
+        time = ratio(theirs, lambda: waited(kmeans(x, k), x.device))
+        inertia = kmeans(x, k).inertia / min(within(x, centres) for centres in theirs())
+        missing = {}
+    what = f"k-means, {len(x):,} x {x.shape[1]}, k = {k}"
+    return [
+        Promise(f"{what}: flash-kmeans' time, {STARTS} starts / ours", time, 1, **missing),
+        Promise(f"{what}: inertia / flash-kmeans'", inertia, 1 + ROUNDING, False, **missing),
+    ]
+
+
+def within(x, centres):
+    """The inertia of rows around their nearest centres."""
+    return torch.cdist(x.double(), centres.double()).amin(1).square().sum().item()
 
 
 def busy(device, pair, batches):
@@ -98,7 +136,7 @@ def main():
         print(torch.cuda.get_device_name(), torch.__version__)
     pair, batches = ("mlp", 2) if small else ("paper", 60)
     train_step.measured(device, sizes["batch"], rounds=1 if small else 20)
-    promises = [busy(device, pair, batches), clustering(device)]
+    promises = [busy(device, pair, batches), *clustering(device)]
     share, _ = relearn.share(pair, 3, device)
     promises.append(Promise(relearn.WHAT, share, relearn.MOST, at_least=False))
     promises += whole.promised(argparse.Namespace(**sizes, lr=0.01, rounds=1))

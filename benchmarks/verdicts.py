@@ -29,6 +29,7 @@ from promise import Promise, report
 
 import evenly
 from evenly.diagnosis.linear_probe import linear_probe
+from evenly.lab.trained.checkup import short
 from evenly.modulation import discrepancy, scores
 
 PAGE = Path(__file__).parents[1] / "docs" / "checkup.md"
@@ -91,7 +92,10 @@ def recorded(case: Case) -> Record:
 
 
 def _recorded(case: Case) -> Record:
-    """Trains it, runs the oracle and, if that confirms it, the checkup and the other measures."""
+    """Trains it, runs the oracle and, if that confirms it, the checkup and the other measures.
+
+    The checkup's short training takes as many epochs as in `evenly checkup RUN`.
+    """
     start = time.perf_counter()
     built = case.build()
     known = oracle.measured(case, built)
@@ -111,7 +115,7 @@ def _recorded(case: Case) -> Record:
         *built[:5],
         initial=built.initial,
         optimizer=built.optimizer,
-        epochs=built.epochs,
+        epochs=short(built.epochs),
         seed=0,
         progress=False,
     )

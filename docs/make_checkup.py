@@ -8,7 +8,7 @@ Stopped and started again it goes on where it was. Takes a quarter of an hour on
 import argparse
 from pathlib import Path
 
-from make_results import EVENLY, HERE, SETS, converted, run
+from make_results import EVENLY, HERE, SETS, comparison, converted, run
 
 NAME = "av_digits"
 METHODS = ("joint", "multi_loss")
@@ -24,7 +24,7 @@ def main():
     _, options, training, _ = next(entry for entry in SETS if entry[0] == NAME)
     file = converted(arguments.data, arguments.work, NAME, options)
     out = arguments.work / NAME
-    command = ["compare", "--methods", ",".join(METHODS), "--seeds", str(SEEDS), *training]
+    command = comparison(",".join(METHODS), SEEDS, training)
     run([EVENLY, *command, "--data", file, "--out", out])
     for method in METHODS:
         runs = [out / "runs" / f"{method}-{seed}" for seed in range(SEEDS)]

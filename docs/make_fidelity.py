@@ -25,13 +25,14 @@ HEAD = """# Fidelity
 
 This page says how far our methods are from the code that their authors released.
 
-That code ran on tiny models in float64, and what it made of weights and batches was recorded. Our
-methods start from the same weights, see the same batches and go through the hooks that a training
-loop calls. The table has the largest absolute difference in any loss, gradient or coefficient.
-Where we depart from the code on purpose, the table is about what is left, or about our rule with
-theirs put in for one part; the [departures](#departures) have their reasons, their settings where
-there are any, and their sizes where they were recorded. "Others'" marks a re-implementation, where
-the authors' own code is not known or not in PyTorch; where no commit is named, none was noted.
+We ran that code on tiny models in float64, and recorded what it computed from given weights and
+batches. Our methods start from the same weights, see the same batches and go through the hooks that
+a training loop calls. The table has the largest absolute difference in any loss, gradient or
+coefficient. Where we depart from the code on purpose, the table compares the rest, or our method
+with that part replaced by theirs; the [departures](#departures) have their reasons, their settings
+where there are any, and their sizes where they were recorded. "Others'" marks a re-implementation,
+where the authors' own code is not known or not in PyTorch; where no commit is named, none was
+noted.
 
 To run it again: `make methods` measures and writes this page, and `pytest
 tests/methods/test_published.py` holds each recorded method to 1e-8 and each departure to its size.

@@ -124,7 +124,11 @@ def datasets():
         lines += ["- the folder holds: " + ", ".join(f"`{path}`" for path in known.layout)]
         lines += [*settings(known), ""]
     lines += ["## Converters", ""]
-    lines += ["Programs in `examples/`, for data that we may not ship; they tell of leaks.", ""]
+    lines += [
+        "Programs in `examples/` for data that we may not distribute. Each says which leaks "
+        "between splits we know of, if any.",
+        "",
+    ]
     for path in sorted([*EXAMPLES.glob("convert_*.py"), *EXAMPLES.glob("*_table.py")]):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
         lines += [f"### {path.name}", "", text, ""]

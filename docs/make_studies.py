@@ -3,8 +3,8 @@
     python docs/make_studies.py [--data ../shared/data] [--work runs/studies] [--only htad leaves]
 
 Stopped and started again it goes on where it was, and takes the runs that `make results` has made
-beside it (../results). Takes hours on two cores, fewer after these. With `--only` the other sets
-keep what the page says of them.
+beside it (../results), also those made anew since. Takes hours on two cores, fewer after these.
+With `--only` the other sets keep what the page says of them.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 import yaml
-from make_results import EVENLY, HERE, SEEDS, SETS, converted, precision, run
+from make_results import EVENLY, HERE, SEEDS, SETS, converted, is_current, precision, run
 
 from evenly.lab.many.studies import STUDIES
 
@@ -90,8 +90,8 @@ def of_set(arguments, study, name, own):
     file = converted(arguments.data, arguments.work, name, options)
     out = arguments.work / (f"{name}-{study}" if study in OWN_FOLDER else name)
     done = arguments.work.parent / "results" / name
-    if study not in OWN_FOLDER and done.exists() and not out.exists():
-        shutil.copytree(done, out)
+    if study not in OWN_FOLDER and done.exists():
+        taken(done, out)
     seeds = [] if "--seeds" in own else ["--seeds", str(SEEDS)]
     command = ["study", study, *seeds, *training.split(), *own]
     run([EVENLY, *command, "--data", file, "--out", out])
@@ -107,6 +107,19 @@ def of_set(arguments, study, name, own):
     lines = [f"### {name}: {study}", "", "```sh", shown, "```", ""]
     lines += [f"![{alt}](studies/{picture.name})", "", table.strip(), "", machine]
     return "\n".join(lines)
+
+
+def taken(done, out):
+    """Copies a comparison for studies; if they have it, the runs that are finished since."""
+    if not out.exists():
+        shutil.copytree(done, out)
+        return
+    for result in sorted((done / "runs").glob("*/result.json")):
+        own = out / "runs" / result.parent.name
+        if not is_current(own / result.name, result):
+            if own.exists():
+                shutil.rmtree(own)
+            shutil.copytree(result.parent, own)
 
 
 # As make_results.SETS, of data that only studies use.

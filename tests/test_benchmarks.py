@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -174,6 +175,66 @@ def test_tables_of_verdicts_stand_between_their_marks(tmp_path):
     for _ in range(2):
         verdicts.write(["| new |"], page)
     assert page.read_text() == (f"before\n{verdicts.MARK}\n\n| new |\n\n{verdicts.END}\nafter\n")
+
+
+@pytest.mark.parametrize(("epochs", "budget"), [(66, 22), (22, 10)])
+def test_a_checkup_of_a_case_has_the_budget_of_the_command(epochs, budget, monkeypatch):
+    import verdicts
+    from cases.case import Built
+
+    given = {}
+
+    def checkup(*_, **options):
+        given.update(options)
+        return SimpleNamespace(verdict={}, as_dict=dict)
+
+    built = Built(*[None] * 7, epochs)
+    case = SimpleNamespace(
+        name="one", plan=SimpleNamespace(parts={}), truth={}, build=lambda: built
+    )
+    monkeypatch.setattr(verdicts.oracle, "measured", lambda *_: {})
+    monkeypatch.setattr(verdicts.evenly, "checkup", checkup)
+    monkeypatch.setattr(verdicts, "peers", lambda _: {})
+    assert verdicts.recorded(case).confirmed
+    assert given["epochs"] == budget
+
+
+def test_a_strength_cut_to_0_does_not_hide_how_the_gap_varies():
+    import gap
+
+    small, large = (0.0, 0.01, 0.05), (0.0, 0.05, 0.05)  # strength, gap, error
+    mean, deviation, uncut = gap.varied([small, large])
+    assert (mean, deviation) == (0, 0)
+    assert uncut == pytest.approx((math.tanh(0.15) - math.tanh(0.03)) / math.sqrt(2))
+    found = {
+        ("input", "a"): {"stable": (0.0, 0.0, 0.04), "paper": (0.1, 0.06, 0.06)},
+        ("input", "b"): {"stable": (0.1, 0.02, 0.01), "paper": (0.1, 0.07, 0.05)},
+    }
+    cut, whole = gap.steady("leaves", found)
+    assert (cut.found, cut.met) == (0.02, True)
+    assert (whole.found, whole.met) == (0.04, False)
+    assert whole.what == "stable gap, leaves: deviation of tanh(3 · gap) (paper 0.060)"
+
+
+@pytest.mark.slow  # its imports
+def test_k_means_is_set_beside_flash_kmeans_where_that_is_installed(monkeypatch):
+    import gpu
+
+    monkeypatch.setitem(sys.modules, "flash_kmeans", None)
+    x = torch.tensor([[0.0], [2.0], [10.0], [12.0]]).repeat(8, 1)
+    assert [(one.here, one.met) for one in gpu.beside_flash(x, 2)] == [(False, False)] * 2
+
+    def batch_kmeans_Euclid(many, k, *, init_centroids, **_):
+        assert (many.shape, init_centroids.shape) == ((10, 32, 1), (10, k, 1))
+        centers = torch.full((10, k, 1), 100.0)
+        centers[3] = torch.tensor([[0.0], [10.0]])  # the best start
+        return None, centers, 1
+
+    theirs = SimpleNamespace(batch_kmeans_Euclid=batch_kmeans_Euclid)
+    monkeypatch.setitem(sys.modules, "flash_kmeans", theirs)
+    time, inertia = gpu.beside_flash(x, 2)
+    assert time.here
+    assert inertia.found == pytest.approx(32 / 64)  # 1 from each row to its mean; 4 for half
 
 
 def test_splits_of_known_shares_and_separation():

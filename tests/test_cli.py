@@ -106,6 +106,21 @@ def test_every_command_teaches(command):
     assert max(map(len, text.splitlines())) <= 100
 
 
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [
+        ("compare", {"--methods", "--seeds", "--settings"}),
+        ("train", {"--method", "--seed"}),
+        ("tune", {"--methods", "--trials", "--seeds", "--seed"}),
+        ("study", {"--seeds"}),
+    ],
+)
+def test_every_option_of_a_training_is_in_a_group(command, own):
+    text = evenly(command, "--help").stdout
+    own_part = re.search(r"^options:\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)[1]
+    assert set(re.findall(r"^  (--[\w-]+)", own_part, re.MULTILINE)) == own
+
+
 def test_the_options_of_a_training_are_in_groups():
     text = evenly("compare", "--help").stdout
     headings = re.findall(r"^(\w+):$", text, re.MULTILINE)
@@ -113,9 +128,10 @@ def test_the_options_of_a_training_are_in_groups():
         "options", "data", "model", "training", "evaluation", "output", "cluster", "general"
     ]  # fmt: skip
     known = dict(zip(headings, re.split(r"^\w+:$", text, flags=re.MULTILINE)[1:], strict=True))
-    for option, heading in {"methods": "options", "limit-samples": "data", "fusion": "model",
-                            "batch-size": "training", "protocol": "evaluation", "out": "output",
-                            "jobs": "cluster", "config": "general"}.items():  # fmt: skip
+    for option, heading in {"limit-samples": "data", "stream": "data", "fusion": "model",
+                            "batch-size": "training", "protocol": "evaluation",
+                            "metrics": "evaluation", "out": "output", "jobs": "cluster",
+                            "config": "general"}.items():  # fmt: skip
         assert f"\n  --{option} " in known[heading]
     assert "--batch-size N          Samples per step" in text
     assert "(default: 64)." in text
@@ -135,6 +151,14 @@ def test_an_unknown_option_names_the_nearest(given, nearest):
     message = f"evenly: unknown option {name}. Did you mean {nearest}"
     fails(message, "compare", given, "3")
     fails("unknown option --xyzzy. See 'evenly compare --help'.", "compare", "--xyzzy")
+
+
+def test_an_option_that_nobody_types_is_named_in_no_error(tmp_path):
+    fails("unknown option --tune. See 'evenly compare --help'.", "compare", "--tune")
+    best = tmp_path / "best.yaml"
+    best.write_text("tuned: {trials: 1, seeds: 1, methods: {}}\nsettings: published")
+    said = "--settings published and the tuned settings of best.yaml exclude each other"
+    fails(said, "compare", "--config", best, "--out", tmp_path / "out")
 
 
 def test_import_costs_next_to_nothing():

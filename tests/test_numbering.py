@@ -129,7 +129,7 @@ def test_a_batch_in_another_order_whose_numbers_are_no_positions(case):
     settings = {"batch_sampler": run.train_loader.batch_sampler, "collate_fn": backwards}
     run.train_loader = DataLoader(run.train_loader.dataset, **settings)
     run.seen_by(numbered(lambda i: i + 1000))
-    with pytest.raises(ValueError, match="collate function may change the order"):
+    with pytest.raises(ValueError, match="collate function may reorder a batch"):
         run.method.before_epoch(0, run.probe)
     run.seen_by(forward)
     run.method.before_epoch(0, run.probe)
@@ -183,5 +183,5 @@ def test_numbers_of_a_loader_of_its_own_must_be_the_samplers():
     run = Run("remix", warmup=0)
     batches = list(run.train_loader)
     probe = evenly.Probe(run.model, numbered(lambda i: i + 4), batches, batches)
-    with pytest.raises(ValueError, match=r"Output\.index 4 to 39, where the sampler has 0 to 35"):
+    with pytest.raises(ValueError, match=r"numbered 4 to 39 by Output\.index, where the sampler"):
         run.method.before_epoch(0, probe)

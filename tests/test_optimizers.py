@@ -278,7 +278,7 @@ def test_methods_refuse_before_any_pass_of_the_model(case):
     passes = []
     model.register_forward_hook(lambda *_: passes.append(1))
     sam = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
-    with pytest.raises(ValueError, match=r"no second SAM .* another optimiser, SGD"):
+    with pytest.raises(ValueError, match=r"cannot make a second SAM .* another optimiser, SGD"):
         make(case, model, sam, **OWN[case]).before_epoch(
             0, evenly.Probe(model, forward, *loaders())
         )

@@ -85,17 +85,17 @@ def check_positions(known: Samples, count: int, who: str, loader: Iterable[Any])
     """
     if not keeps_order(loader) and not torch.equal(known["number"], known["position"]):
         raise UserError(
-            f"{who} writes which samples come, but the loader's collate function may change the "
-            "order within a batch, and Output.index does not tell which row is which. Number "
-            "samples by their position in the data set."
+            f"{who} chooses which samples are drawn, but the loader's collate function may reorder "
+            "a batch, and Output.index does not say which row is which sample. Number samples by "
+            "their position in the data set."
         )
     position = known["position"].sort().values
     if not torch.equal(position, torch.arange(count, device=position.device)):
         raise UserError(
-            f"{who} writes which samples come, but its look at the training split, a loader of a "
-            f"class of its own, found {len(position)} samples by Output.index "
-            f"{int(position[0])} to {int(position[-1])}, where the sampler has 0 to {count - 1}. "
-            "Give the probe the DataLoader, or number samples by their position in its data set."
+            f"{who} chooses which samples are drawn, but the probe's training loader is not a "
+            f"DataLoader and gave {len(position)} samples, numbered {int(position[0])} to "
+            f"{int(position[-1])} by Output.index, where the sampler has 0 to {count - 1}. Give "
+            "the probe the DataLoader, or number samples by their position in its data set."
         )
 
 

@@ -51,7 +51,7 @@ def rebuilt(optimizer: Any, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
     kind: Any = type(real)
     for inner in _held(real):
         raise UserError(
-            f"no second {kind.__name__} can be made of the first, as it works with another "
+            f"cannot make a second {kind.__name__} like yours, as it works with another "
             f"optimiser, {type(inner).__name__}. Pass that, or one like it of the same parameters."
         )
     try:
@@ -60,7 +60,7 @@ def rebuilt(optimizer: Any, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
             raise TypeError("its step needs one")
     except Exception as error:
         raise UserError(
-            f"no second {kind.__name__} can be made of the first that steps without a closure "
+            f"cannot make a second {kind.__name__} like yours that steps without a closure "
             f"({type(error).__name__}: {error}). Pass another optimiser of the same parameters, "
             "such as torch.optim.SGD."
         ) from error

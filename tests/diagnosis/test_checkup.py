@@ -1,8 +1,11 @@
 """The checkup of a model: what is there, learnt, used and over-trained, and the verdict."""
 
 import copy
+import io
 import json
 import math
+import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -359,6 +362,28 @@ def test_batches_that_cannot_be_counted():
     assert found.verdict["plain"] == "learnt"
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.slow
+def test_the_bar_says_what_is_done_and_how_many_trainings_there_are(monkeypatch):
+    case = Case(plain=1.0, noise=0.0, epochs=0, rates={"noise": 0.01})
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    case.checkup(initial=None, epochs=2, progress=True)
+    said = re.findall(r"\r([a-z][^\r:]+):", terminal.getvalue())
+    assert list(dict.fromkeys(said)) == [
+        "training 1 of 3 (joint model), 2 epochs",
+        "what the joint model uses",
+        "training 2 of 3 (plain and noise alone), 2 epochs",
+        "training 3 of 3 (plain and noise alone), 2 epochs",
+        "linear probes",
+        "gap of plain and noise",
+    ]
+    assert "72/72" in terminal.getvalue()  # 12 batches in each of two epochs
+
+
 def test_frozen_features_learn_at_the_rate_of_what_is_not_frozen():
     case = Case(plain=1.0, xor=1.5, epochs=3, frozen=["plain", "xor"])
     found = case.checkup(epochs=25)
@@ -632,11 +657,32 @@ def test_what_tells_little_alone_is_scarce_only_if_little_is_lost_without_it(los
     assert found.name == verdict
     if verdict == "scarce":  # not above the page's chance, which names the commonest class
         assert found.why == (
-            "alone its encoder is 0 points (-2 to 2) above its guesses shuffled over the samples"
+            "alone its encoder reaches only 0 points (-2 to 2) more than shuffled guesses"
         )
     if verdict == "unclear":
         assert "whether accuracy is lost without it" in found.why
         assert found.samples == pytest.approx(225, abs=1)  # (0.03 / 0.02)² times as many
+
+
+@pytest.mark.parametrize(
+    ("of_seeds", "samples"), [(0.0, 225), (0.01, 267), (0.015, None), (0.02, None)]
+)
+def test_what_samples_cannot_settle_takes_seeds(of_seeds, samples):
+    """The error is 0.03, and 0.02 would be enough."""
+    much, nothing = around(0.5), around(0.0)
+    lost = Estimate(0.05, -0.01, 0.11, 100, standard_error=0.03, seed_error=of_seeds)
+    found = judge(Figures(nothing, nothing, nothing, nothing, lost, much))
+    assert found.name == "unclear"
+    # 100 · (0.03² - of_seeds²) / (0.02² - of_seeds²)
+    assert found.samples == (None if samples is None else pytest.approx(samples, abs=1))
+
+
+def test_the_samples_that_would_settle_what_is_held_back_follow_from_its_interval():
+    """Of few seeds, it extends more than two standard errors."""
+    missed = Estimate(0.06, -0.03, 0.15, 100, standard_error=0.03, seed_error=0.01)
+    found = judge(Figures(around(0.5), around(0.5), missed, around(0.0), around(0.3), around(0.4)))
+    assert found.name == "unclear"
+    assert found.samples == pytest.approx(267, abs=1)  # 100 · 0.0008 / (0.02² - 0.01²)
 
 
 def after_ddp(rank, world, folder):

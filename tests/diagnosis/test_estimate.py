@@ -49,6 +49,7 @@ def test_seeds_add_their_variance():
     samples, seeds = share(values.mean(0)).error ** 2, 0.0008 / 2
     half = student(((samples + seeds) / seeds) ** 2) * math.sqrt(samples + seeds)
     assert found.error == pytest.approx(math.sqrt(samples + seeds))
+    assert found.seed_error == pytest.approx(0.02)
     assert (found.low, found.high) == pytest.approx((72 / 104 - half, 72 / 104 + half))
 
 
@@ -82,10 +83,11 @@ def test_figures_of_each_seed():
     found = Estimate.over_seeds(by_seed, errors, 50)
     assert found.value == pytest.approx(0.2)
     assert found.error == pytest.approx(math.sqrt(0.025 + 0.01))
+    assert found.seed_error == pytest.approx(0.1)
     assert found.high == pytest.approx(0.2 + student(3.5**2) * found.error, rel=1e-4)
     one = Estimate.over_seeds(by_seed[:1], errors[:1], 50)
     assert (one.low, one.high) == pytest.approx((0.1 - Z * 0.1, 0.1 + Z * 0.1))
-    assert one.standard_error is None
+    assert (one.standard_error, one.seed_error) == (None, 0)
 
 
 def test_samples_that_do_not_count_are_left_out():
@@ -109,6 +111,16 @@ def test_samples_that_would_settle_it():
     assert found.error == pytest.approx(0.05)
     assert found.samples_for(0.05, 2.0) == 400  # half the error
     assert found.samples_for(0.2, 1.0) == 101  # never as few as have not settled it
+
+
+def test_more_samples_do_not_lower_what_seeds_add():
+    # The error of the samples is 0.04.
+    found = Estimate(0.1, 0.0, 0.2, 100, standard_error=0.05, seed_error=0.03)
+    assert found.samples_for(0.045, 1.0) == 143  # 100 · 0.04² / (0.045² - 0.03²)
+    assert found.samples_for(0.09, 2.0) == 143
+    # No number would do, or seeds would make up most of the error that is left.
+    assert found.samples_for(0.03, 1.0) is None
+    assert found.samples_for(0.04, 1.0) is None
 
 
 def test_interval_holds_the_truth_as_often_as_it_says():

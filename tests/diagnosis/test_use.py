@@ -183,6 +183,19 @@ def test_three_samples_of_a_batch_show_whether_predictions_change():
     assert found.flipped["a"].tolist() == [1.0, 1.0, 1.0]
 
 
+def test_votes_are_means_over_the_swaps_of_each_sample():
+    """A sample that swaps four times is still one sample."""
+    target = torch.arange(3)
+    hot = nn.functional.one_hot(target, CLASSES).float()
+    three = DataLoader(TensorDataset(hot, hot, target), 3)
+    of_a = torch.tensor([1.0, 3.0, 1.0, 1.0])  # a outweighs b if it is of class 1
+    found = looked(Pair({"a": of_a, "b": 2.0}), fuse=True, batches=three)
+    # In each round, one of the others takes a from the sample of class 1; that one never can.
+    least, *others = sorted(found.followed["a"].tolist())
+    assert (least, sum(others)) == (0, 1)
+    torch.testing.assert_close(found.outvoted["a"], 1 - found.followed["a"])
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_batches_of_less_than_three_are_refused(size):
     with pytest.raises(ValueError, match="no batch of the validation loader has three samples"):

@@ -100,6 +100,19 @@ def test_every_verdict_has_its_mark_and_meaning():
     assert len(set(GLYPHS.values())) == len(KINDS)
 
 
+def test_the_page_states_the_thresholds_of_the_verdicts(write):
+    said = text(write(checkup("learnt")))
+    for rule in (
+        "tells little alone, but over 7 points are lost without it",
+        "over 5 points more than in the joint model",
+        "under 3% of the predictions change with it",
+        "under 7 points above its guesses shuffled over the samples",
+        "gap of purities is above 0.12",
+    ):
+        assert rule in said
+    assert "the first of these" not in said  # much lost without it comes before scarce
+
+
 def test_each_verdict_is_shown_with_its_reason_and_what_to_try(write):
     found = checkup(*KINDS)
     path = write(found)
@@ -130,6 +143,27 @@ def test_whether_all_together_are_better_is_said_first(write, together, first):
     assert ('<div class="first worse alarm">' in path.read_text()) == (together < -0.03)
 
 
+def test_the_text_gives_intervals_and_what_is_used():
+    said = str(checkup("learnt", "scarce", names=["sound", "sight"])).splitlines()
+    assert said[1] == (
+        "Synergy: only all modalities together get 0.04 [0.01, 0.07] of the samples right."
+    )
+    start = said.index("sound is learnt: why it is learnt.")
+    assert said[start + 1 : start + 6] == [
+        "  Chance is 0.10 [0.07, 0.13], a linear probe of its input 0.50 [0.47, 0.53].",
+        "  With sound swapped, the joint model reaches 0.70 [0.67, 0.73].",
+        "  With the others swapped too, 0.05 [0.02, 0.08] of the predictions change with sound.",
+        "  If sound is of another class, its class wins 0.20 [0.17, 0.23], that of the others "
+        "0.50 [0.47, 0.53].",
+        "  relearn(gap=stable) would pull its encoder back by 0.06 of the way.",
+    ]
+    one = str(checkup("learnt", names=["sound"], raw=None, followed=None, outvoted=None))
+    assert "  Chance is 0.10 [0.07, 0.13].\n  With sound swapped, the " in one
+    assert "Synergy" not in one
+    assert "others" not in one
+    assert "its class wins" not in one
+
+
 def test_one_modality_is_compared_with_nothing(write):
     said = text(write(checkup("learnt", followed=None, outvoted=None, raw=None)))
     assert said.startswith("The model is right on 80.0 % of the validation samples (77.0 to 83.0).")
@@ -148,6 +182,17 @@ def test_figures_of_a_modality_that_some_lack_are_of_the_others(write):
     assert "Some samples lack sight: figures of a modality cover only the samples" in said
     assert "About 2,100 validation samples that have it would settle it." in said
     assert "About 2100 validation samples that have it would settle it." in str(found)
+
+
+def test_where_samples_cannot_settle_it_seeds_are_asked_for(write):
+    found = checkup("unclear", names=["sound"])
+    no_count = replace(finding("unclear"), verdict=Verdict("unclear", "why it is unclear"))
+    found = replace(found, findings={"sound": no_count})
+    for said in (text(write(found)), str(found)):
+        words = " ".join(said.split())
+        assert "more validation samples to settle it: check up runs of more seeds." in words
+    found = checkup("scarce")
+    assert "settle it" not in text(write(found)) + str(found)
 
 
 def test_what_was_not_measured_stays_empty(write):

@@ -39,8 +39,8 @@ def arguments() -> Parser:
     one.add_argument(
         "runs",
         nargs="*",
-        help="folders of runs, such as runs/digits/runs/joint-0. With runs, give --data only if "
-        "their data have moved: the new place",
+        help="folders of runs, such as runs/digits/runs/joint-0. With runs, use --data only if "
+        "their data have moved, to give the new path",
     )
     one.add_argument("--seed", type=int, default=0, help="seed of the model trained on --data")
     one.add_argument(
@@ -113,6 +113,17 @@ def _made(out: Path) -> Path:
     return out
 
 
+def _further() -> str:
+    """What a checkup costs beside the trainings that it always takes."""
+    from evenly.diagnosis.gap import HALVINGS
+
+    least, most = (2 * halvings for halvings in HALVINGS)
+    return (
+        "; alone once more if some encoders train slower or are frozen. Then the features of each "
+        f"modality are clustered {least} to {most} times."
+    )
+
+
 def _of_runs(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, str]]]":
     """The checkup of runs, its folder, its title and its subject."""
     from evenly.diagnosis.findings import Checkup
@@ -126,7 +137,7 @@ def _of_runs(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, s
     out = _made(out_folder(options, folders[0]))
     epochs = options.budget or short(cell.training.epochs)
     each = f" for each of {len(opened)} runs" if len(opened) > 1 else ""
-    say([f"training each modality alone for {epochs} epochs{each}."])
+    say([f"training each modality alone for {epochs} epochs{each}{_further()}"])
     found = Checkup.pooled(
         [
             of_run(one, weights, epochs, interactions=options.interactions)
@@ -153,7 +164,7 @@ def _of_data(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, s
     training = prepared(training, out, options, lambda _: ["joint"])
     _made(out)
     epochs = options.budget or training.epochs
-    say([f"training jointly and each modality alone, for {epochs} epochs each."])
+    say([f"training jointly and each modality alone, for {epochs} epochs each{_further()}"])
     cell = Cell(training, "joint", options.seed)
     found = of_data(cell, epochs, interactions=options.interactions)
     about = [("data", training.data), ("trainings", f"{epochs} epochs each, seed {options.seed}")]

@@ -18,7 +18,7 @@ and improve those it neglects."""
 
 EXAMPLES = """Three ways to begin:
 
-  evenly compare                    compare three methods on built-in data, in a minute
+  evenly compare                    compare three methods on built-in data, in a few minutes
   evenly checkup --data my.npz      see what each modality of your data is worth
   evenly prepare clips.csv --out store && evenly compare --data store
                                     train on files and labels"""

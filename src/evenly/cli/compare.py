@@ -93,7 +93,10 @@ def run(options: Namespace) -> None:
         own = Tuning.read(options.tuned)
     if options.settings == "published":
         if own is not None:
-            raise UserError("--settings published and --tuned exclude each other. Leave one out.")
+            raise UserError(
+                "--settings published and the tuned settings of best.yaml exclude each other. "
+                "Leave one out."
+            )
         own = "published"
     report = compare(options.methods, seeds, training, out, pool, own, logs)
     print(table(out))

@@ -103,7 +103,8 @@ class Parser(ArgumentParser):
         if not given.startswith("-"):
             return f"unexpected argument {hidden_argument(given)!r}. See '{self.prog} --help'."
         given = given.partition(".")[0].replace("_", "-")
-        names = [dashed(action.dest) for action in self._actions if action.option_strings]
+        listed = (action for actions in self.listed().values() for action in actions)
+        names = [dashed(action.dest) for action in listed if action.option_strings]
         return f"unknown option {given}. {nearest(given, names, 0.75)}See '{self.prog} --help'."
 
 

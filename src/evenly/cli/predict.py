@@ -15,9 +15,9 @@ def arguments() -> Parser:
     """The command's arguments."""
     one = Parser(
         "Writes the predictions of a trained run: one line per sample, with the probability of "
-        "each class\nor label, or the predicted numbers. A sample has its name in the data, or "
-        "else its row there,\nwhatever its split: from 'row 1' in a table, from 0 elsewhere. "
-        "Predictions are computed on the CPU\nin 32 bits, so they may differ slightly from the "
+        "each class\nor label, or the predicted numbers. Samples are listed by their name in the "
+        "data, or else by\ntheir row over all splits: from 'row 1' in a table, from 0 elsewhere. "
+        "Predictions are computed\non the CPU in 32 bits, so they may differ slightly from the "
         "test of a run in bf16."
     )
     one.add_argument("run", help="the folder of a run, such as runs/digits/runs/joint-0")

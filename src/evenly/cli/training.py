@@ -20,7 +20,8 @@ RECIPES = {path.stem: path for path in _FOLDER.glob("*.yaml")}
 GROUPS = {
     "data": (
         *("data", "task", "recipe", "source", "folder", "modalities", "label", "splits"),
-        *("readers", "skip_broken", "noise", "missing", "missing_test", "limit_samples"),
+        *("readers", "skip_broken", "stream", "noise", "missing", "missing_test"),
+        "limit_samples",
     ),
     "model": ("encoders", "width", "fusion", "missing_token"),
     "training": (
@@ -28,7 +29,7 @@ GROUPS = {
         *("lr_step", "warmup", "lr_scale", "clip", "ema", "weight_decay", "class_weights"),
         *("label_smoothing", "focal", "loss", "augment", "precision", "threads"),
     ),
-    "evaluation": ("select", "protocol", "diagnose_every"),
+    "evaluation": ("select", "metrics", "protocol", "diagnose_every"),
     "output": ("out", "figure", "logger", "checkpoint_every", "resume"),
     "cluster": ("jobs", "runs_per_device", "cluster", "storage", "devices", "nodes", "strategy"),
 }
@@ -77,7 +78,7 @@ def add_training(
         "--source",
         type=str | None,
         help="a data set to prepare, by name, with its files in --folder. The store is kept with "
-        "the results. With --data and a store, what that store must hold",
+        "the results. If --data is a store, the data set that it must hold",
     )
     add_reading(one)
 

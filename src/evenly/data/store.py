@@ -143,8 +143,8 @@ def describe(folder: Path) -> Description:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise UserFileNotFoundError(
-            f"{folder}: is no prepared store, there is no {DESCRIPTION} in it. Make one with "
-            "'evenly prepare'."
+            f"{folder}: is not a prepared store: it holds no {DESCRIPTION}. Make one with 'evenly "
+            "prepare'."
         )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

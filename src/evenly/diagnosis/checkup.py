@@ -1,7 +1,7 @@
 """A checkup: how much each modality offers, and how much of it is learnt, used and over-trained."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -71,8 +71,10 @@ def checkup(
     probability of ½ would hardly ever predict rare labels.
 
     It costs one short training for all modalities, a second one if some encoders train slower than
-    others, and one of the joint model if you do not pass `initial`. At the end the model, the
-    loaders and all random streams are restored.
+    others or are frozen, and one of the joint model if you do not pass `initial`. Then it predicts
+    the validation split with modalities swapped, four times, and clusters the features of each
+    modality 20 to 240 times, which for large splits can take longer than the trainings. At the end
+    the model, the loaders and all random streams are restored.
 
     Args:
         model: The model. With `initial` it counts as trained; otherwise it counts as untrained, and
@@ -93,7 +95,7 @@ def checkup(
         seed: Seed of the trainings and clusterings.
         interactions: Whether to measure, for each pair of modalities, how many bits of the class
             they share, each has alone, and only both together give.
-        progress: Whether to show a bar, on a terminal.
+        progress: Whether to show a bar: on a terminal, if tqdm is installed.
 
     Raises:
         ValueError: If the targets are not classes or labels, encoders see each other before the
@@ -133,15 +135,16 @@ def checkup(
             "checkup: interactions of modalities are measured for one class per sample, but "
             "these samples have several labels. Leave interactions out."
         )
-    with _bar(work, joint=initial is None, shown=progress) as tell:
-        joint = work.looked_at() if initial is not None else work.trained_jointly(tell)
+    with _progress(work, joint=initial is None, shown=progress) as shown:
+        joint = work.looked_at(shown) if initial is not None else work.trained_jointly(shown)
         try:
             if initial is not None:
                 _load(probe.model, initial)
-            alone = work.trained_alone(tell)
+            alone = work.trained_alone(shown)
         finally:
             probe.model.load_state_dict(trained)
-    return concluded([work.measured(joint, alone, interactions=interactions)])
+        measured = work.measured(joint, alone, shown, interactions=interactions)
+    return concluded([measured])
 
 
 class _Who:
@@ -168,6 +171,29 @@ class _Joint:
     right: Shaped[Tensor, " n"]
     used: Use
     raw: tuple[Features, Features] | None
+
+
+class _Progress:
+    """What a checkup is doing, on a bar if there is one."""
+
+    def __init__(self, bar: Any | None, trainings: int, epochs: int) -> None:
+        self.bar, self.trainings, self.epochs = bar, trainings, epochs
+        self.begun = 0
+
+    def training(self, what: str) -> None:
+        """Says that the next training begins."""
+        self.begun += 1
+        self.doing(f"training {self.begun} of {self.trainings} ({what}), {self.epochs} epochs")
+
+    def doing(self, what: str) -> None:
+        """Says what is done now."""
+        if self.bar is not None:
+            self.bar.set_description(what)
+
+    def batch(self) -> None:
+        """Advances the bar by a training batch."""
+        if self.bar is not None:
+            self.bar.update()
 
 
 class _Work:
@@ -200,13 +226,14 @@ class _Work:
             return (True,)
         return (False, True) if len(own) > 1 else (False,)
 
-    def trained_jointly(self, tell: Callable[[], None]) -> _Joint:
+    def trained_jointly(self, shown: _Progress) -> _Joint:
         """Observations of the model after a short joint training."""
         self._note_trained()
+        shown.training("joint model")
         usual = self.classes.loss if self.criterion is None else self.criterion
 
         def objective(output: Output, target: Tensor) -> Tensor:
-            tell()
+            shown.batch()
             return usual(output.logits, target)
 
         with self.probe.trained(
@@ -216,10 +243,11 @@ class _Work:
             seed=self.seed,
             criterion=usual,
         ):
-            return self.looked_at()
+            return self.looked_at(shown)
 
-    def looked_at(self) -> _Joint:
+    def looked_at(self, shown: _Progress) -> _Joint:
         """Observations of the model as it is."""
+        shown.doing("what the joint model uses")
         train, val = self._features("train"), self._predicted("val")
         self._check(train, val, "Training has diverged")
         features = {name: x for name, x in val.features.items() if name != LOGITS}
@@ -235,25 +263,35 @@ class _Work:
             (known[0], known[1]) if len(known) == len(SPLITS) else None,
         )
 
-    def trained_alone(self, tell: Callable[[], None]) -> list[tuple[Features, Features]]:
+    def trained_alone(self, shown: _Progress) -> list[tuple[Features, Features]]:
         """The features of encoders trained alone, for each training."""
         found = []
         for fastest in self.rates:
-            train, val = self.alone.trained(self.optimizer, self.epochs, tell, fastest=fastest)
+            shown.training(f"{' and '.join(self.encoders)} alone")
+            train, val = self.alone.trained(
+                self.optimizer, self.epochs, shown.batch, fastest=fastest
+            )
             found.append((self._own(train), self._own(val)))
             self._check(*found[-1], "Trained alone, its encoder diverges")
         return found
 
     def measured(
-        self, joint: _Joint, alone: list[tuple[Features, Features]], *, interactions: bool
+        self,
+        joint: _Joint,
+        alone: list[tuple[Features, Features]],
+        shown: _Progress,
+        *,
+        interactions: bool,
     ) -> Measured:
         """The measurements from all of these."""
+        shown.doing("linear probes")
         target = joint.val.target
         commonest = self.classes.commonest(joint.train.target)
         learnt, inputs = read(joint.train, joint.val), {}
         if joint.raw is not None:
             inputs = read(*joint.raw)
         several = [read(*features) for features in alone]
+        shown.doing(f"gap of {' and '.join(self.encoders)}")
         diagnosis = self._diagnosis(joint.train, joint.val, has_bits=interactions)
 
         def how_right(found: Read) -> float:
@@ -389,19 +427,18 @@ def _load(model: nn.Module, initial: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def _bar(work: _Work, *, joint: bool, shown: bool) -> Iterator[Callable[[], None]]:
-    """A function to call after each training batch, which advances a bar if one can be shown."""
+def _progress(work: _Work, *, joint: bool, shown: bool) -> Iterator[_Progress]:
+    """Shows a bar over all training batches if it can."""
     trainings = len(work.rates) + joint
     try:
         each = len(work.probe.loaders["train"])  # type: ignore[arg-type]
     except TypeError:  # batches as they come, or a DataLoader of an IterableDataset
         each = None
     total = None if each is None else trainings * work.epochs * each
-    what = f"{work.epochs} epochs of {' and '.join(work.encoders)} alone"
     if find_spec("tqdm") is None or not shown:
-        yield lambda: None
+        yield _Progress(None, trainings, work.epochs)
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=what, unit="batch", disable=None, leave=False) as bar:
-        yield lambda: bar.update()
+    with tqdm(total=total, unit="batch", disable=None, leave=False) as bar:
+        yield _Progress(bar, trainings, work.epochs)

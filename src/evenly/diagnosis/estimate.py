@@ -42,6 +42,8 @@ class Estimate:
         count: Number of samples.
         standard_error: Standard error over several seeds, whose interval is Student's; None for one
             seed.
+        seed_error: The part of the standard error that comes from the seeds, and that more samples
+            do not lower; 0 for one seed. The squares of both parts add up.
     """
 
     value: float
@@ -49,6 +51,7 @@ class Estimate:
     high: float
     count: int
     standard_error: float | None = None
+    seed_error: float = 0.0
 
     @staticmethod
     def around(value: float, error: float, count: int) -> "Estimate":
@@ -63,7 +66,7 @@ class Estimate:
         of_samples = float(errors.double().square().mean())
         error, quantile = error_and_quantile(of_samples, by_seed)
         value, half = float(by_seed.mean()), quantile * error
-        return Estimate(value, value - half, value + half, count, _over_several(error, by_seed))
+        return Estimate(value, value - half, value + half, count, *_over_several(error, by_seed))
 
     @property
     def error(self) -> float:
@@ -72,12 +75,18 @@ class Estimate:
             return self.standard_error
         return (self.high - self.low) / (2 * Z)
 
-    def samples_for(self, away: float, errors: float) -> int:
+    def samples_for(self, away: float, errors: float) -> int | None:
         """How many samples would shrink this many standard errors to a distance.
 
-        The distance counts as at least 0.01, and the result exceeds the current number.
+        The distance counts as at least 0.01, and the result exceeds the current number. None if the
+        part of the seeds makes up over half of the variance that this allows: more seeds then do
+        more than more samples.
         """
-        needed = self.count * (errors * self.error / max(away, 0.01)) ** 2
+        of_seeds = self.seed_error**2
+        allowed = (max(away, 0.01) / errors) ** 2 - of_seeds
+        if allowed < of_seeds:
+            return None
+        needed = self.count * (self.error**2 - of_seeds) / allowed
         return max(math.ceil(needed), self.count + 1)
 
     def __str__(self) -> str:
@@ -163,14 +172,17 @@ def _mean(
     total = len(of_sample) + weight.sum()
     center = (of_sample.sum() + (made * weight).sum()) / total
     squares = (of_sample - center).square().sum() + ((made - center).square() * weight).sum()
-    error, quantile = error_and_quantile(float(squares / total**2), by_seed.nanmean(1))
+    means = by_seed.nanmean(1)
+    error, quantile = error_and_quantile(float(squares / total**2), means)
     low = max(float(center) - quantile * error, least)
     high = min(float(center) + quantile * error, most)
     value = float(of_sample.mean())
     low, high = min(low, value), max(high, value)
-    return Estimate(value, low, high, len(of_sample), _over_several(error, by_seed))
+    return Estimate(value, low, high, len(of_sample), *_over_several(error, means))
 
 
-def _over_several(error: float, by_seed: Tensor) -> float | None:
-    """The standard error if there are several seeds."""
-    return error if len(by_seed) > 1 else None
+def _over_several(error: float, by_seed: Float[Tensor, " s"]) -> tuple[float | None, float]:
+    """The standard error if there are several seeds, and the part that comes from them."""
+    if len(by_seed) < 2:
+        return None, 0.0
+    return error, float(by_seed.double().std()) / math.sqrt(len(by_seed))

@@ -23,6 +23,11 @@ COLUMNS = (
     "used: accuracy that it adds (Shapley value); gap: over-training. All on the validation split.",
 )
 """What the columns of the text mean, in two lines."""
+MORE_SEEDS = (
+    "It varies too much between seeds for more validation samples to settle it: check up runs of "
+    "more seeds."
+)
+"""What is said if an error comes mostly from the seeds."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +286,8 @@ def _gap(several: Sequence[Diagnosis], name: str, count: int) -> Estimate:
 def _lines(checkup: Checkup) -> Iterator[str]:
     """The text of a checkup."""
     yield _together(checkup)
+    if checkup.synergy is not None and len(checkup.findings) > 1:
+        yield f"Synergy: only all modalities together get {checkup.synergy} of the samples right."
     yield from (fill(note, 100) for note in checkup.notes)
     yield ""
     head = ("modality", "there", "learnt", "used", "gap", "verdict")
@@ -296,7 +303,8 @@ def _lines(checkup: Checkup) -> Iterator[str]:
     yield from COLUMNS
     yield ""
     for name, found in checkup.findings.items():
-        yield from _of_modality(name, found, checkup.accuracy.count)
+        is_beside = len(checkup.findings) > 1
+        yield from _of_modality(name, found, checkup.accuracy.count, is_beside=is_beside)
     for pair in checkup.shared:
         alone = ", ".join(f"only {name} {x}" for name, x in pair.unique.items())
         yield f"Bits of the class that {' and '.join(pair.modalities)} give:"
@@ -317,17 +325,25 @@ def _together(checkup: Checkup) -> str:
     return f"{both}: cannot tell whether the joint model is better ({found})."
 
 
-def _of_modality(name: str, found: Finding, count: int) -> Iterator[str]:
-    of_input = "" if found.raw is None else f", a linear probe of its input {found.raw.value:.2f}"
+def _of_modality(name: str, found: Finding, count: int, *, is_beside: bool) -> Iterator[str]:
+    of_input = "" if found.raw is None else f", a linear probe of its input {found.raw}"
     yield f"{name} is {found.verdict.name}: {found.verdict.why}."
-    without = f"the joint model with {name} swapped {found.without.value:.2f}"
-    yield f"  Chance is {found.chance.value:.2f}{of_input}, {without}."
+    yield f"  Chance is {found.chance}{of_input}."
+    yield f"  With {name} swapped, the joint model reaches {found.without}."
+    too = "With the others swapped too, " if is_beside else ""
+    yield f"  {too}{found.flipped} of the predictions change with {name}."
+    if found.followed is not None:
+        others = f"that of the others {found.outvoted}"
+        yield f"  If {name} is of another class, its class wins {found.followed}, {others}."
+    yield f"  relearn(gap=stable) would pull its encoder back by {found.strength:.2f} of the way."
     if found.untapped is not None and found.untapped.low > 0:
         more = f"{100 * found.untapped.value:.0f} points more than a probe of its encoder alone"
         yield f"  The probe of its input reads {more}: try another encoder, or train it longer."
     if found.verdict.samples:
         some = " that have it" if found.there.count < count else ""
         yield f"  About {found.verdict.samples} validation samples{some} would settle it."
+    elif found.verdict.name == "unclear":
+        yield fill(MORE_SEEDS, 100, initial_indent="  ", subsequent_indent="    ")
     for advice in found.verdict.advice:
         what = f"Try {', '.join(advice.methods)}: " if advice.methods else "Or "
         yield fill(f"{what}{advice.why}.", 100, initial_indent="  ", subsequent_indent="    ")

@@ -55,8 +55,8 @@ class Use:
             if only two samples of a batch have the modality.
         contribution: By modality, its Shapley value in whether the prediction is correct, with all
             modalities outside a set taken from another sample.
-        followed: By modality, for each swap with a sample of another class, whether the prediction
-            is the class of this modality; NaN for other swaps.
+        followed: By modality, whether the prediction is the class of this modality if that comes
+            from a sample of another class. NaN as well if none of a sample's swaps is with one.
         outvoted: The same, whether it is the class of all others.
     """
 
@@ -64,8 +64,8 @@ class Use:
     lost: Mapping[str, Float[Tensor, " n"]]
     flipped: Mapping[str, Float[Tensor, " n"]]
     contribution: Mapping[str, Float[Tensor, " n"]]
-    followed: Mapping[str, Float[Tensor, " s"]]
-    outvoted: Mapping[str, Float[Tensor, " s"]]
+    followed: Mapping[str, Float[Tensor, " n"]]
+    outvoted: Mapping[str, Float[Tensor, " n"]]
 
 
 def use(
@@ -142,7 +142,6 @@ class _Tally:
         self._batch: dict[tuple[str, Subset], list[Tensor]] = {}
         self._all: dict[tuple[str, Subset], list[Tensor]] = {}
         self._among: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
-        self._votes: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
 
     def add(
         self,
@@ -160,8 +159,8 @@ class _Tally:
             other = target[partner[name]]
             apart = here & here[partner[name]] & self.classes.differ(other, target)
             for what, label in (("followed", other), ("outvoted", target)):
-                won = self.classes.right(guess, label)
-                self._votes[what, name].append(placed(won[apart], apart))
+                won = placed(self.classes.right(guess, label)[apart], apart)
+                self._batch.setdefault((what, swap), []).append(won[here])
 
     def flip(self, name: str, turned: Tensor) -> None:
         """Adds which predictions of a batch a modality has changed."""
@@ -171,7 +170,8 @@ class _Tally:
         """Ends a batch, keeping each labelled sample's mean over its swaps, and its target."""
         self._target.append(target[here])
         for key, rounds in self._batch.items():
-            self._all.setdefault(key, []).append(torch.stack(rounds).mean(0))
+            # A vote of the same class is NaN, and does not count.
+            self._all.setdefault(key, []).append(torch.stack(rounds).nanmean(0))
         self._batch.clear()
         for name, own in rows.items():
             for what, least in (("right", 2), ("flipped", 3)):
@@ -222,7 +222,7 @@ class _Tally:
             among = torch.cat(self._among["flipped", name])
             flipped[name] = placed(torch.cat(self._all["flipped", frozenset([name])])[among], among)
         votes = {
-            what: {name: torch.cat(self._votes[what, name]) for name in self.names}
+            what: {name: torch.cat(self._all[what, frozenset([name])]) for name in self.names}
             if self.votes
             else {}
             for what in ("followed", "outvoted")

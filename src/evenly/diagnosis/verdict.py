@@ -7,7 +7,7 @@ how they do on the others.
 from dataclasses import dataclass
 from typing import Literal
 
-from evenly.diagnosis.estimate import Estimate, Z
+from evenly.diagnosis.estimate import Estimate
 
 Name = Literal["learnt", "suppressed", "unused", "scarce", "over-trained", "unclear"]
 
@@ -46,7 +46,8 @@ class Verdict:
     Attributes:
         name: The verdict in a word.
         why: The figures behind it, in a sentence.
-        samples: Validation samples that would settle it, if it is unclear.
+        samples: If it is unclear, how many validation samples would settle it; None if more seeds
+            are needed.
     """
 
     name: Name
@@ -113,8 +114,8 @@ def judge(found: Figures) -> Verdict:
     if not is_there and found.lost is not None and _above(found.lost, THERE) is None:
         return _unclear("accuracy is lost without it", found.lost, THERE)
     if not is_there:
-        above = f"{_points(found.gain)} above its guesses shuffled over the samples"
-        return Verdict("scarce", f"alone its encoder is {above}")
+        reached = f"only {_points(found.gain)} more than shuffled guesses"
+        return Verdict("scarce", f"alone its encoder reaches {reached}")
     if _above(found.gap, GAP):
         why = "its features separate the classes of training samples better than those of new "
         return Verdict("over-trained", f"{why}ones: a gap of purities of {found.gap}")
@@ -126,7 +127,8 @@ def judge(found: Figures) -> Verdict:
         why = f"only {found.flipped.value:.1%} of the predictions change with it"
         return Verdict("unused", why)
     if found.missed.value > MISSED:
-        return _unclear("it is held back", found.missed, 0.0, Z)
+        interval = (found.missed.high - found.missed.low) / (2 * found.missed.error)
+        return _unclear("it is held back", found.missed, 0.0, interval)
     if found.flipped is not None and is_seen is None:
         return _unclear("the model looks at it", found.flipped, MOVED)
     follows = "and the predictions follow it"
@@ -145,7 +147,7 @@ def _above(found: Estimate, threshold: float) -> bool | None:
 
 def _unclear(what: str, found: Estimate, threshold: float, errors: float = SURE) -> Verdict:
     """An unclear verdict: a figure is too near its threshold; and what would settle it."""
-    why = f"whether {what} cannot be told: {found} is too near {threshold:.2f}"
+    why = f"cannot tell whether {what}: {found} is too near {threshold:.2f}"
     return Verdict("unclear", why, found.samples_for(abs(found.value - threshold), errors))
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from evenly.diagnosis.findings import MORE_SEEDS
+from evenly.diagnosis.verdict import GAP, MISSED, MOVED, THERE
 from evenly.files import write_text
 from evenly.report.marks import NEUTRAL, OUTLINES
 from evenly.report.parts import modality_mark
@@ -27,12 +29,17 @@ GLYPHS = {
 }
 """By verdict, lines in a square of twenty units."""
 MEANINGS = {
-    "learnt": "The joint model's encoder holds what is there, and the predictions use it.",
-    "suppressed": "More is there than the joint model's encoder has learnt.",
-    "unused": "It is learnt, but the predictions hardly change when it does.",
-    "scarce": "Hardly anything of the classes is in it, alone or beside the others.",
-    "over-trained": "Its encoder has learnt the training samples more than the classes.",
-    "unclear": "The intervals are too wide to tell.",
+    "learnt": "The joint model's encoder holds what is there, and the predictions change with it. "
+    f"Or it tells little alone, but over {100 * THERE:.0f} points are lost without it.",
+    "suppressed": f"Alone, its encoder reaches over {100 * MISSED:.0f} points more than in the "
+    "joint model, and the interval of this is above 0.",
+    "unused": f"The joint model's encoder holds what is there, but under {MOVED:.0%} of the "
+    "predictions change with it.",
+    "scarce": f"Its encoder reaches under {100 * THERE:.0f} points above its guesses shuffled over "
+    "the samples, alone and in the joint model, and less than that is lost without it.",
+    "over-trained": f"The gap of purities is above {GAP:.2f}: its encoder tells the classes of "
+    "training samples better than those of new ones.",
+    "unclear": "A figure that decides is too near its threshold, or its interval too wide.",
 }
 LEVELS = {"chance": "chance", "raw": "its input", "learnt": "learnt", "there": "there"}
 """What a modality's accuracies are called, by their name in a finding."""
@@ -129,7 +136,8 @@ class Modality:
         symbol: Of its marks, by Plotly's name.
         verdict: In a word.
         why: A sentence.
-        samples: Of the validation split that would settle it, where it is unclear.
+        samples: Of the validation split that would settle it, where it is unclear; None where more
+            seeds are needed.
         advice: What to try.
         figures: By name in a finding.
         strength: How far `Relearn(gap="stable")` would pull its encoder back.
@@ -197,6 +205,7 @@ def write_checkup(
         together=percent(found["together"]),
         synergy=_known(found["synergy"], percent),
         modalities=modalities,
+        more_seeds=MORE_SEEDS,
         meanings=MEANINGS,
         glyphs=GLYPHS,
         levels=_levels(modalities, accuracy),

@@ -157,7 +157,7 @@ class TestLabels:
     def test_a_label_that_has_no_name(self, tmp_path):
         path = tmp_path / "t.parquet"
         dataset(label=[0, 1] * 3 + [0, 2]).to_parquet(path)
-        assert "row 8 has the label 2, and names are known of the classes 0 to 1" in said(path)
+        assert "row 8 has the label 2, but only the classes 0 to 1 have names" in said(path)
 
     def test_no_label(self, hub):
         shard = hub / "data" / "test-00000-of-00001.parquet"
@@ -191,7 +191,7 @@ class TestMessages:
         features = Features({**FEATURES, "split": Value("string")})
         both = dataset(features=features, split=["train"] * 8)
         text = said(on_the_hub(tmp_path, train=both, test=both))
-        assert "says splits twice, in a column 'split' and by the names of its files" in text
+        assert "gives the splits twice, in a column 'split' and by the names of its files" in text
 
     def test_a_missing_shard(self, hub):
         (hub / "data" / "train-00001-of-00002.parquet").unlink()

@@ -255,7 +255,7 @@ def named(data):
         ("tabular(numbers=[year])", "has no column 'year', of which 'facts' is made. It has age"),
         (
             "tabular(numbers=[label])",
-            "'label' of 'facts' says what a sample's label, split or name",
+            "'label' of 'facts' is the label, split or name of a sample",
         ),
         ("tabular(numbers=[port])", "row 1 holds 'Cork' in the column 'port', which 'facts' takes"),
         ("tabular(numbers=[huge])", "row 2 holds 1e+99 in the column 'huge', which 'facts' takes"),

@@ -271,7 +271,7 @@ class TestFolder:
             prepare(make(tmp_path / "files"), tmp_path, workers=1)
 
     def test_no_store(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="no prepared store"):
+        with pytest.raises(FileNotFoundError, match="not a prepared store"):
             open_store(tmp_path)
 
     @pytest.mark.parametrize("name", ["inputs/vector", "start/steps", "label"])

@@ -421,7 +421,7 @@ def test_a_comparison_at_tuned_settings_says_so(tmp_path):
 def test_a_tuning_is_read_as_it_was_written():
     assert Tuning.read(best().as_dict()) == best()
     for broken in ({}, {"methods": []}, {"trials": 1, "seeds": 1, "methods": {"a": {"lr": 1.0}}}):
-        with pytest.raises(ValueError, match=r"--tuned was not written by 'evenly tune'"):
+        with pytest.raises(ValueError, match=r"^the tuned settings were not written by 'evenly"):
             Tuning.read(broken)
 
 
@@ -429,7 +429,7 @@ def test_values_of_other_types_are_no_tuning():
     good = best().as_dict()
     for key, value in (("lr", "fast"), ("method", 5), ("weight_decay", [1])):
         broken = {**good, "methods": {"joint": {**good["methods"]["joint"], key: value}}}
-        with pytest.raises(ValueError, match=rf"was not written by 'evenly tune'.*{key} takes"):
+        with pytest.raises(ValueError, match=rf"were not written by 'evenly tune'.*{key} takes"):
             Tuning.read(broken)
     with pytest.raises(ValueError, match=r"trials takes a whole number, found 'many'"):
         Tuning.read({**good, "trials": "many"})

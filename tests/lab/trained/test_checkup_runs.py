@@ -40,7 +40,8 @@ def test_of_a_run(compared, capsys):
     before = {path: path.read_bytes() for path in run.glob("*.ckpt")}
     status, out, err = said(capsys, run)
     assert status == 0
-    assert "note: training each modality alone for 10 epochs." in err
+    assert "note: training each modality alone for 10 epochs; alone once more if " in err
+    assert "clustered 20 to 240 times." in err
     assert "m1 is " in out
     found = json.loads((run / "checkup.json").read_text())
     assert set(found["findings"]) == {"m1", "m2"}

@@ -138,8 +138,8 @@ def rows_columns(
     if splits is not None:
         if "split" in names:
             raise UserError(
-                f"{path}: says splits twice, in a column 'split' and by the names of its files, "
-                f"such as '{splits[0]}'. Rename the column or the files."
+                f"{path}: gives the splits twice, in a column 'split' and by the names of its "
+                f"files, such as '{splits[0]}'. Rename the column or the files."
             )
         names.append("split")
         pairs = zip(shards, splits, strict=True)
@@ -275,8 +275,8 @@ def _renumbered(
             cells = [_by(number, cell) for cell in part.to_pylist()]
         except KeyError as error:
             raise UserError(
-                f"{_place(rows)}: holds {error} in the column '{column}', and names are known of "
-                f"the classes 0 to {len(own) - 1} only. Correct the row, or the names."
+                f"{_place(rows)}: holds {error} in the column '{column}', but only the classes "
+                f"0 to {len(own) - 1} have names. Correct the row, or the names."
             ) from error
         found.append(pa.chunked_array([pa.array(cells, part.type)]))
     return found

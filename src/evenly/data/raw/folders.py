@@ -128,8 +128,8 @@ def described_columns(path: Path, tables: Sequence[Path], files: Sequence[Path])
     told, refused = _told(path, first, tables[0].name, known)
     if "split" in told and "split" in known:
         raise UserError(
-            f"{path}: says splits twice, in a column 'split' and by the names of its folders, such "
-            f"as '{told['split'][0]}'. Rename the column or the folders."
+            f"{path}: gives the splits twice, in a column 'split' and by the names of its folders, "
+            f"such as '{told['split'][0]}'. Rename the column or the folders."
         )
     if "label" in told:
         notes.append(f"{path.name}: the folder that a file is in is its class.")

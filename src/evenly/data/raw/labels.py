@@ -242,8 +242,8 @@ def _numbered(path: Path, labels: Sequence[Any], names: Sequence[str], *, needed
 def _check_number(path: Path, row: int, label: Any, names: Sequence[str]) -> None:
     if label not in range(len(names)):
         raise UserError(
-            f"{path}: row {row} has the label {label}, and names are known of the classes 0 to "
-            f"{len(names) - 1} only. Correct the row, or the names."
+            f"{path}: row {row} has the label {label}, but only the classes 0 to "
+            f"{len(names) - 1} have names. Correct the row, or the names."
         )
 
 

@@ -42,8 +42,8 @@ def mixed_cells(path: Path, columns: Columns, name: str, reader: Tabular) -> lis
     for column in reader.columns:
         if column in RESERVED or column in columns.several:
             raise UserError(
-                f"{path}: '{column}' of '{name}' says what a sample's label, split or name is, and "
-                "is nothing to learn from. Leave it out."
+                f"{path}: '{column}' of '{name}' is the label, split or name of a sample, "
+                "which a modality must not contain. Leave it out."
             )
         if column not in columns.cells:
             raise UserError(
@@ -86,8 +86,8 @@ def fitted(
         known = sorted((v for v in counts if counts[v] > 1), key=lambda v: (-counts[v], v))
         if not known:
             raise UserError(
-                f"{path}: no two training samples share a value of '{column}' of '{name}', of "
-                "which nothing can be learnt. Leave it out, or read it as text."
+                f"{path}: no two training samples share a value of '{column}' of '{name}', so "
+                "it predicts nothing. Leave it out, or read it as text."
             )
         values.append(tuple(known[:VALUES]))
     return replace(

@@ -74,7 +74,7 @@ class Tuning:
             return Tuning(trials, seeds, methods)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
-                "--tuned was not written by 'evenly tune'. Give its file with --config "
+                "the tuned settings were not written by 'evenly tune'. Give its file with --config "
                 f"FOLDER/best.yaml ({type(error).__name__}: {error})."
             ) from error
 

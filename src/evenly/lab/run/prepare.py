@@ -43,7 +43,7 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
 
     Args:
         cells: Cells of one seed, one for each method, with the same training except for what
-            `--tuned` and `--settings published` give each method.
+            a search or `--settings published` gives each method.
         data: The cells' data, if already loaded.
 
     Returns:
