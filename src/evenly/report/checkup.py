@@ -27,7 +27,7 @@ GLYPHS = {
     "unclear": "M10,1.5a8.5,8.5 0 1,0 0,17a8.5,8.5 0 1,0 0,-17zM7.4,8a2.6,2.6 0 1,1 4,2.2"
     "c-1,.7-1.4,1.1-1.4,2M10,14.2v.6",
 }
-"""By verdict, lines in a square of twenty units."""
+"""The drawing of each verdict, in a square of twenty units."""
 MEANINGS = {
     "learnt": "The joint model's encoder holds what is there, and the predictions change with it. "
     f"Or it tells little alone, but over {100 * THERE:.0f} points are lost without it.",
@@ -42,7 +42,7 @@ MEANINGS = {
     "unclear": "A figure that decides is too near its threshold, or its interval too wide.",
 }
 LEVELS = {"chance": "chance", "raw": "its input", "learnt": "learnt", "there": "there"}
-"""What a modality's accuracies are called, by their name in a finding."""
+"""The labels of a modality's accuracies, by their names in a finding."""
 ROWS = {
     "chance": "Chance: the commonest class",
     "raw": "Linear probe of its input",
@@ -57,9 +57,9 @@ ROWS = {
     "followed": "Where it is of another class: its class wins",
     "outvoted": "Where it is of another class: the others' wins",
 }
-"""Of the table, by their name in a finding; all in %."""
+"""The labels of the table's rows, by their names in a finding; all values are in %."""
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-_INTERVALS = 5  # between the ticks of an axis, at most
+_INTERVALS = 5  # the most between the ticks of an axis
 
 
 @dataclass(frozen=True)
@@ -75,17 +75,17 @@ class Shown:
 
 @dataclass(frozen=True)
 class Axis:
-    """A horizontal one that begins and ends with a tick."""
+    """A horizontal axis that begins and ends with a tick."""
 
     ticks: Sequence[float]
     labels: Sequence[str]
 
     def at(self, value: float) -> str:
-        """How far right a value lies."""
+        """The distance of a value from the left end, in per cent of the width."""
         return f"{100 * self._share(value):.2f}%"
 
     def anchor(self, value: float) -> str:
-        """The end of a text at a value that stands there, so that none leaves the axis."""
+        """The `text-anchor` of a text at a value, so that the text stays within the axis."""
         share = self._share(value)
         return "start" if share < 0.3 else "end" if share > 0.7 else "middle"
 
@@ -108,9 +108,9 @@ class Panel:
     """A picture of dots in their intervals.
 
     Attributes:
-        axis: Of all rows.
-        groups: Rows, by the modality or modalities that head them; by "" where each is another's.
-        line: Accuracy of the joint model, where it is marked.
+        axis: The axis that all rows share.
+        groups: Rows by the modalities in their heading; under "" if each row is another modality's.
+        line: Accuracy of the joint model, if it is marked.
     """
 
     axis: Axis
@@ -120,7 +120,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Advice:
-    """Something to try; a sentence where it is no method."""
+    """Something to try: methods with the reason, or a sentence alone if there is no method."""
 
     methods: Sequence[str]
     why: str
@@ -128,20 +128,20 @@ class Advice:
 
 @dataclass(frozen=True)
 class Modality:
-    """What is said and shown of one modality.
+    """What the page says and shows about one modality.
 
     Attributes:
-        name: Its own.
-        colour: Of its marks.
-        symbol: Of its marks, by Plotly's name.
-        verdict: In a word.
-        why: A sentence.
-        samples: Of the validation split that would settle it, where it is unclear; None where more
-            seeds are needed.
+        name: Its name in the data.
+        colour: The colour of its marks.
+        symbol: The symbol of its marks, by Plotly's name.
+        verdict: The verdict, one of `GLYPHS`.
+        why: The reason for the verdict, a sentence.
+        samples: The number of validation samples that would settle an unclear verdict; None if the
+            verdict is clear or needs more seeds.
         advice: What to try.
-        figures: By name in a finding.
+        figures: Each figure by its name in a finding; None if it is not known.
         strength: How far `Relearn(gap="stable")` would pull its encoder back.
-        is_rare: Whether some samples lack it; its figures are then of the others.
+        is_rare: Whether some samples lack it, so that its figures leave those samples out.
     """
 
     name: str
@@ -157,12 +157,12 @@ class Modality:
 
     @property
     def outline(self) -> str:
-        """Of its marks, in a square of ten units."""
+        """The outline of its marks, in a square of ten units."""
         return OUTLINES[self.symbol]
 
     @property
     def won(self) -> tuple[float, float, float] | None:
-        """Where it is of another class: shares of its class, of the others' and of neither."""
+        """The shares of swapped samples predicted as its class, as the others' and as neither."""
         followed, outvoted = self.figures["followed"], self.figures["outvoted"]
         if followed is None or outvoted is None:
             return None
@@ -182,9 +182,9 @@ def write_checkup(
 
     Args:
         found: `Checkup.as_dict()`, or what JSON made of it.
-        path: Of the page.
-        title: What was looked at, such as the name of the data.
-        about: Settings to list, name and value.
+        path: Where to write the page.
+        title: What was checked, such as the name of the data.
+        about: The settings that the page lists, as pairs of name and value.
 
     Returns:
         `path`.
@@ -230,12 +230,15 @@ def write_checkup(
 
 
 def measure(found: Mapping[str, Any]) -> str:
-    """What the figures in % are of."""
+    """The metric that figures in % show."""
     return "Balanced accuracy" if found["has_labels"] else "Accuracy"
 
 
 def standing(found: Mapping[str, Any]) -> Literal["better", "worse", "open", "only"]:
-    """How all together stand to the best alone, if it can be told and there are several."""
+    """Whether the joint model is better or worse than the best modality alone.
+
+    It is "open" if the interval of the difference includes 0, and "only" if there is one modality.
+    """
     if len(found["findings"]) == 1:
         return "only"
     together = found["together"]
@@ -243,7 +246,7 @@ def standing(found: Mapping[str, Any]) -> Literal["better", "worse", "open", "on
 
 
 def headline(found: Mapping[str, Any]) -> str:
-    """What a reader must know first, in a sentence."""
+    """The sentence that a reader must see first: how the joint model compares."""
     best, by, all_right = found["best"], found["together"], percent(found["accuracy"])
     less = percent({"value": -by["value"], "low": -by["high"], "high": -by["low"]})
     more = percent(by)
@@ -262,7 +265,7 @@ def headline(found: Mapping[str, Any]) -> str:
 
 
 def read_modalities(found: Mapping[str, Any]) -> list[Modality]:
-    """Each modality of a checkup, in its order."""
+    """The modalities of a checkup, in its order."""
     return [
         _read(name, finding, *modality_mark(number), found["accuracy"]["count"])
         for number, (name, finding) in enumerate(found["findings"].items())
@@ -295,12 +298,12 @@ def percent(estimate: Mapping[str, float]) -> Shown:
 
 
 def plain(estimate: Mapping[str, float]) -> Shown:
-    """A figure as it is."""
+    """A figure in its own unit."""
     return _shown(estimate, lambda value: _minus(f"{value:.2f}"))
 
 
 def axis(figures: Sequence[Shown | None], scale: int) -> Axis:
-    """One that has room for all intervals; its labels are multiplied by `scale`, 1 or 100."""
+    """An axis with room for all intervals; `scale`, 1 or 100, multiplies its labels."""
     ends = [end for one in figures if one for end in (one.low, one.high)] or [0.0, 1.0]
     step = next((x for x in _STEPS if max(ends) - min(ends) <= _INTERVALS * x), 5.0)
     digits = max(-math.floor(math.log10(scale * step)), 0)
@@ -310,7 +313,7 @@ def axis(figures: Sequence[Shown | None], scale: int) -> Axis:
 
 
 def _levels(modalities: Sequence[Modality], accuracy: Shown) -> Panel:
-    """What is there of each modality and what is learnt, beside the joint model."""
+    """How much of each modality is there and how much is learnt, beside the joint model."""
     groups = {
         one.name: [
             Row(label, one.figures[name], NEUTRAL if name == "chance" else one.colour, one.outline)
@@ -331,7 +334,7 @@ def _by_modality(modalities: Sequence[Modality], name: str, line: Shown | None =
 
 
 def _shared(modalities: Sequence[Modality], pairs: Sequence[Mapping[str, Any]]) -> Panel:
-    """What pairs of modalities say of the class, in bits."""
+    """The information of each pair of modalities about the class, in bits."""
     outlines = {one.name: (one.colour, one.outline) for one in modalities}
     grey = NEUTRAL, OUTLINES["circle"]
     groups = {
@@ -353,14 +356,14 @@ def _shown(estimate: Mapping[str, float], form: Callable[[float], str]) -> Shown
 def _known(
     estimate: Mapping[str, float] | None, of: Callable[[Mapping[str, float]], Shown]
 ) -> Shown | None:
-    """What is shown of it, unless it was not measured or no sample was there to measure it on."""
+    """The figure to show; None if it was not measured, or there was no sample to measure it on."""
     if estimate is None or not math.isfinite(estimate["value"]):
         return None
     return of(estimate)
 
 
 def _minus(number: str) -> str:
-    """With a proper minus, and none before a zero."""
+    """A number with a typographic minus sign, and without any before a zero."""
     return number.replace("-", "−" if float(number) else "")
 
 

@@ -33,7 +33,7 @@ COLOURS = {
     "over-trained": "#b02a3f",
     "unclear": "#1f6fb2",
 }
-"""Of the verdicts."""
+"""The colours of the verdicts."""
 
 _WIDTH, _RIGHT, _ROW = 10.2, 0.35, 0.82  # inches
 _COLUMNS = ((2.45, 3.55), (7.0, 0.9), (8.6, 0.8))  # where each begins, and its width
@@ -46,19 +46,19 @@ def write_checkup_picture(found: Mapping[str, Any], path: Path) -> Path:
 
     Args:
         found: `Checkup.as_dict()`, or what JSON made of it.
-        path: Of the picture, .svg or .png.
+        path: Where to write the picture, .svg or .png.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: If the picture is of another kind.
+        ValueError: If the path ends otherwise.
     """
     return write_drawing(path, lambda: checkup_figure(found))
 
 
 def checkup_figure(found: Mapping[str, Any]) -> "Figure":
-    """The same as a figure of Matplotlib's."""
+    """The same picture as a Matplotlib figure."""
     from matplotlib.figure import Figure
 
     modalities, accuracy = read_modalities(found), percent(found["accuracy"])
@@ -94,7 +94,7 @@ def checkup_figure(found: Mapping[str, Any]) -> "Figure":
 
 
 def _draw_accuracy(axes: "Axes", modalities: Sequence[Modality], accuracy: Shown) -> None:
-    """Of each modality chance, what is there and what is learnt."""
+    """Draws, for each modality, chance, what is there and what is learnt."""
     names = ("chance", "there", "learnt")
     _scale(
         axes, axis([*(one.figures[name] for one in modalities for name in names), accuracy], 100)
@@ -116,7 +116,7 @@ def _draw_accuracy(axes: "Axes", modalities: Sequence[Modality], accuracy: Shown
 
 
 def _draw(axes: "Axes", modalities: Sequence[Modality], name: str) -> None:
-    """One figure of each modality, beside zero."""
+    """Draws one figure of each modality, beside zero."""
     zero = plain({"value": 0.0, "low": 0.0, "high": 0.0})
     _scale(axes, axis([zero, *(one.figures[name] for one in modalities)], 1))
     axes.set_xticks([0], ["0"])
@@ -134,7 +134,7 @@ def _mark(
     *,
     hollow: bool = False,
 ) -> None:
-    """A dot in its interval, and on the right the number."""
+    """Draws a dot in its interval, with the number on the right."""
     if found is None:
         return
     axes.plot([found.low, found.high], [y, y], color=one.colour, linewidth=2.2,

@@ -1,4 +1,4 @@
-"""What a comparison found, as tables, page and pictures ask for it."""
+"""What a comparison found, in the form that tables, page and pictures need."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,25 +26,25 @@ ENOUGH = 3
 NAMED = 3
 """Most methods that a sentence names; it counts the others."""
 TOO_FEW = "too few seeds"
-"""What stands in place of an interval where there are fewer."""
+"""What replaces an interval if there are fewer."""
 OF_MEANS = (
     "The 95 % interval of a mean (Student's t over seeds) covers other seeds on this test split, "
     "not other test samples."
 )
-"""What an interval of a mean says."""
+"""What the interval of a mean covers."""
 OWN_LOGITS = (
     "“Own logits” scores what one modality adds to the fused logits, or its own head where a "
     "method has one, in the model of that row."
 )
 """What the columns of the modalities hold."""
 NONE = "no label"
-"""What a sample is called that has none of several labels."""
+"""The name of the group of samples that have none of several labels."""
 Projected = Literal["tsne", "umap"]
-"""How features are laid out in the plane."""
+"""The projections of features to the plane."""
 
 
 def conditions(config: Mapping[str, Any]) -> str:
-    """What a comparison says if its data, training or selection is not as usual."""
+    """Sentences on what is unusual about a comparison's data, training and selection."""
     parts = [_task, _limited, _noise, _missing, _loss, _selection, _tuning]
     said = [part(config) for part in parts]
     return " ".join(filter(None, said))
@@ -177,12 +177,12 @@ class Projection:
     """Where samples lie in the plane, as the encoders of a run see them.
 
     Attributes:
-        places: By modality, (k, 2); nan where a sample lacks it.
-        target: (k,) class of each sample, or the rarest label it has; its colour.
-        own: (k,) the same, or which of `said` its labels are.
-        predicted: (k,) the class that it is taken for, or which of `said` its labels are taken for.
-        labels: What each sample is called.
-        said: Sets of labels; empty where there are classes, which their numbers tell.
+        places: The places of the samples by modality, (k, 2); NaN if a sample lacks the modality.
+        target: (k,) The class of each sample, or the rarest of its labels; decides the colour.
+        own: (k,) The class of each sample, or the number of its set of labels in `said`.
+        predicted: (k,) The predicted class, or the number of the predicted set of labels in `said`.
+        labels: The name of each sample.
+        said: The sets of labels, as text; empty for classes.
     """
 
     places: Mapping[str, np.ndarray]
@@ -198,15 +198,15 @@ class Run:
     """One cell of the comparison: a method with a seed.
 
     Attributes:
-        method: As it was asked for, with its settings.
-        seed: Of the run.
-        curves: By column of metrics.csv, the value after each epoch; None where not measured.
-        result: What result.json holds; None while the run has not finished.
-        error: Why the run failed; empty otherwise.
-        confusion: Test samples by class (rows) and the class they were taken for; None while the
-            run has not finished, and of other tasks.
-        numbers: (n, 2) true and predicted number of each test sample; None likewise.
-        projections: Of its features, by kind, as far as they were computed.
+        method: The method as it was asked for, with its settings.
+        seed: The seed of the run.
+        curves: By column of metrics.csv, the value after each epoch; None if it was not measured.
+        result: The content of result.json; None until the run has finished.
+        error: The reason why the run failed; empty otherwise.
+        confusion: The number of test samples by true class (rows) and predicted class; None until
+            the run has finished, and for other tasks.
+        numbers: (n, 2) The true and the predicted number of each test sample; None likewise.
+        projections: The projections of its features that were computed, by kind.
     """
 
     method: str
@@ -226,7 +226,7 @@ class Run:
         return {int(x) + 1: y for x, y in values if x is not None and y is not None}
 
     def moments(self) -> dict[int, dict[str, float]]:
-        """By epochs completed before it, each re-learning's strengths by modality."""
+        """The strengths of each re-learning by modality, by the epochs completed before it."""
         found: dict[int, dict[str, float]] = {}
         for column in self.curves:
             kind, _, modality = column.partition("/")
@@ -258,10 +258,10 @@ class Comparison:
 
     Attributes:
         config: The comparison's settings, notes, versions and hardware.
-        runs: The cells that were begun, by method and seed.
-        summary: By method, split and metric.
-        results: By method, split and metric: seed to value.
-        changed: When a result was last written.
+        runs: The runs that have begun, in the order of method and seed.
+        summary: The lines of summary.csv, by method, split and metric.
+        results: The value of each seed, by method, split and metric.
+        changed: The time when a result was last written.
         reference: The method that `summary` compares every other one with.
     """
 
@@ -297,12 +297,12 @@ class Comparison:
 
     @property
     def conditions(self) -> str:
-        """What of training, selection and settings is not as usual, in words."""
+        """What is unusual about the data, the training and the selection, in words."""
         return conditions(self.config)
 
     @property
     def differing(self) -> list[str]:
-        """The training settings that methods have of their own: tuned, or their authors'."""
+        """The training settings that differ between methods: tuned ones, or their authors'."""
         settings = {name: x for name, x in self.config.items() if name not in ("data", "name")}
         return [name for name, value in settings.items() if value in ("tuned", "published")]
 
@@ -318,12 +318,12 @@ class Comparison:
 
     @property
     def metric(self) -> Metric:
-        """How it is read."""
+        """The main metric, with its scale, sign and unit."""
         return METRICS[self.main]
 
     @cached_property
     def others(self) -> list[str]:
-        """The metrics that stand beside it in a ranking, among them the one that selects."""
+        """The other metrics of a ranking, among them the one that selects the epoch."""
         usual = ["macro_f1"]
         if self.main != "accuracy":
             found = {metric for _, _, metric in self.summary}
@@ -341,8 +341,9 @@ class Comparison:
     def ranking(self) -> list[str]:
         """The methods as tables and figures list them.
 
-        Where one differs, the best mean on the test split comes first and those without one last.
-        Else an order by means would show chance: they come as they were asked for.
+        If any method differs, the best mean on the test split comes first, and methods without a
+        mean come last. Otherwise an order by means would show chance, so the methods keep the order
+        in which they were asked for.
         """
         if not self.is_ranked:
             return list(self.methods)
@@ -352,12 +353,12 @@ class Comparison:
         return ranked + [method for method in self.methods if score[method] is None]
 
     def estimate(self, method: str, metric: str) -> Estimate:
-        """What summary.csv says of a metric on the test split."""
+        """The line of summary.csv for a metric on the test split."""
         return self.summary.get((method, "test", metric), Estimate(None))
 
     @property
     def unequal_seeds(self) -> str:
-        """What to say where methods finished different seeds; else empty."""
+        """What to say if methods finished different seeds; empty otherwise."""
         return unequal_seeds(
             {method: vars(self.estimate(method, self.main)) for method in self.methods},
             self.reference,
@@ -365,7 +366,7 @@ class Comparison:
 
     @property
     def without_result(self) -> str:
-        """What to say where a method has no result; else empty."""
+        """What to say if a method has no result; empty otherwise."""
         finished = {m: int(self.score(m) is not None) for m in self.methods}
         return without_result(self.methods, finished, len(self.seeds))
 
@@ -375,15 +376,15 @@ class Comparison:
 
     @cached_property
     def has_intervals(self) -> bool:
-        """Whether any method has enough seeds for one."""
+        """Whether any method has enough seeds for an interval."""
         return any(self.estimate(m, self.main).low is not None for m in self.methods)
 
     def runs_of(self, method: str) -> list[Run]:
-        """The cells of a method that were begun, by seed."""
+        """The runs of a method that have begun, in the order of their seeds."""
         return [run for run in self.runs if run.method == method]
 
     def confusion(self, method: str) -> np.ndarray | None:
-        """The share of each class (rows) that was taken for each, over all finished seeds."""
+        """The share of each true class (rows) by predicted class, over all finished seeds."""
         found = [run.confusion for run in self.runs_of(method) if run.confusion is not None]
         if not found:
             return None
@@ -392,19 +393,19 @@ class Comparison:
         return share
 
     def numbers(self, method: str) -> tuple[int, np.ndarray] | None:
-        """The first seed that has the true and predicted numbers of the test samples, and these."""
+        """The first seed that has the numbers of `Run.numbers`, and these numbers."""
         found = ((run.seed, run.numbers) for run in self.runs_of(method))
         return next(((seed, pairs) for seed, pairs in found if pairs is not None), None)
 
     def projection(self, method: str, kind: Projected) -> Projection | None:
-        """Where samples lie, by the first of its runs that has it; None if none has."""
+        """The projection of the first of its runs that has one; None if none has."""
         found = (run.projections.get(kind) for run in self.runs_of(method))
         return next((projection for projection in found if projection is not None), None)
 
     def pair(self, among: Sequence[str]) -> list[str]:
-        """Of these methods joint training and the first that re-learns, as far as they are there.
+        """Joint training and the first method that re-learns, as far as they are among these.
 
-        Where none re-learns, the first other one stands for it.
+        If none re-learns, the first other method takes its place.
         """
         others = [method for method in among if method != REFERENCE]
         relearning = [method for method in others if self.moments(method)]
@@ -412,7 +413,7 @@ class Comparison:
 
     @cached_property
     def class_names(self) -> list[str]:
-        """By class number."""
+        """The name of each class, by its number."""
         return [str(name) for name in self.config.get("class_names") or []]
 
     @property
@@ -422,14 +423,14 @@ class Comparison:
 
     @cached_property
     def group_names(self) -> list[str]:
-        """By the number of a colour in the plane: the classes or labels, and none of these."""
+        """What each colour in the plane stands for: the classes or labels, and `NONE` if needed."""
         planes = [plane for run in self.runs for plane in run.projections.values()]
         have_none = any((plane.target == len(self.class_names)).any() for plane in planes)
         return [*self.class_names, NONE] if have_none else self.class_names
 
     @cached_property
     def noise_levels(self) -> list[float]:
-        """The levels of noise under which the models were looked at, ascending."""
+        """The levels of noise at which the models were tested, ascending."""
         return self._numbers("noise")
 
     @cached_property
@@ -438,12 +439,12 @@ class Comparison:
         return self._numbers("missing")
 
     def _numbers(self, kind: str) -> list[float]:
-        """The numbers in the names of metrics KIND_NUMBER/MODALITY, ascending."""
+        """The numbers in the names of the metrics `KIND_NUMBER/MODALITY`, ascending."""
         found = (re.match(rf"{kind}_([\d.]+)/", metric) for _, _, metric in self.summary)
         return sorted({float(match[1]) for match in found if match})
 
     def moments(self, method: str) -> dict[int, dict[str, float]]:
-        """By epochs completed, the mean strength of each modality over the seeds."""
+        """The mean strength of each re-learning, by epochs completed and modality."""
         found: dict[int, dict[str, list[float]]] = {}
         for run in self.runs_of(method):
             for epoch, strengths in run.moments().items():
@@ -455,9 +456,10 @@ class Comparison:
         }
 
     def curves(self, method: str, column: str) -> dict[int, list[float]]:
-        """By epoch, the values of the finished seeds (all, before one has), where each has one.
+        """By epoch, the values of the finished seeds (of all seeds until one has finished).
 
-        At an epoch that only some seeds have reached their mean would jump.
+        Epochs that only some of these seeds have reached are left out, because the mean would jump
+        there.
         """
         runs = self.runs_of(method)
         runs = [run for run in runs if run.result] or runs
@@ -493,11 +495,11 @@ class Comparison:
         return found
 
     def marked(self, method: str, curve: Mapping[int, Any]) -> list[int]:
-        """The epochs of the method's re-learnings that a curve of its reaches, to mark there."""
+        """The epochs of the method's re-learnings that its curve reaches, where they are marked."""
         return [epoch for epoch in self.moments(method) if epoch <= max(curve)] if curve else []
 
     def open_cells(self) -> list[tuple[str, int, str]]:
-        """The cells without a result: method, seed and why."""
+        """The runs without a result: method, seed and reason."""
         begun = {(run.method, run.seed): run for run in self.runs}
         cells = []
         for method in self.methods:
@@ -524,10 +526,10 @@ def as_rows(summary: Mapping[tuple[str, str, str], Estimate]) -> list[dict[str, 
 
 
 def unequal_seeds(lines: Mapping[str, Mapping[str, Any]], reference: str = REFERENCE) -> str:
-    """What to say where a difference is over fewer seeds than one of its means; else empty.
+    """What to say if a difference is over fewer seeds than one of its means; empty otherwise.
 
     Args:
-        lines: By method, the line of summary.csv of one metric.
+        lines: By method, the line of summary.csv for one metric.
         reference: The method that they are compared with.
     """
     theirs = lines.get(reference, {}).get("seeds", 0)
@@ -541,12 +543,12 @@ def unequal_seeds(lines: Mapping[str, Mapping[str, Any]], reference: str = REFER
 
 
 def without_result(methods: Iterable[str], finished: Mapping[str, int], seeds: int) -> str:
-    """What to say of the methods that no table of results lists; empty if each has a result.
+    """What to say about methods that no table of results lists; empty if each has a result.
 
     Args:
-        methods: All that were asked for.
-        finished: By method, the seeds that have a value of the main metric.
-        seeds: How many were asked for.
+        methods: All methods that were asked for.
+        finished: By method, the number of seeds with a value of the main metric.
+        seeds: The number of seeds that were asked for.
     """
     of_seeds = f"0 of {seeds} seed{'' if seeds == 1 else 's'}"
     missing = [f"{method} ({of_seeds})" for method in methods if not finished.get(method)]
@@ -554,7 +556,7 @@ def without_result(methods: Iterable[str], finished: Mapping[str, int], seeds: i
 
 
 def doubtful(runs: Iterable[Run]) -> str:
-    """What to say if encoders re-learnt by gaps no larger than their errors; else empty."""
+    """What to say if encoders re-learnt by gaps no larger than their errors; empty otherwise."""
     found: dict[str, list[bool]] = {}
     for run in runs:
         if run.moments():
@@ -574,12 +576,12 @@ def doubtful(runs: Iterable[Run]) -> str:
 
 
 def value_at(curve: Mapping[int, float], epoch: int) -> float:
-    """The value of a curve at an epoch, between its neighbours where it was not measured."""
+    """The value of a curve at an epoch; interpolated if it was not measured there."""
     return float(np.interp(epoch, list(curve), list(curve.values())))
 
 
 _NAME = re.compile(r"^evenly\.errors\.\w+: ")
-"""Of an error that is a sentence for the user."""
+"""The name in front of an error that is a sentence for the user."""
 
 
 def _state(run: Run) -> str:
@@ -595,10 +597,10 @@ def _unique(names: Iterable[str]) -> list[str]:
 
 
 def shown_p(p: float) -> str:
-    """A p-value to three places, not as 0."""
+    """A p-value to three places; never 0."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def compared_p(p: float) -> str:
-    """The same with its sign."""
+    """The same with its relation: "= 0.012" or "< 0.001"."""
     return shown_p(p) if p < 0.001 else f"= {p:.3f}"

@@ -1,4 +1,4 @@
-"""Figures of the page that run along training."""
+"""The page's figures over epochs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from evenly.report.marks import marks
 from evenly.report.parts import HOVER, Figure, axis, plain, rounded, share_axis, veiled
 
 POINTS = 120
-"""Epochs of which a curve is drawn, at most: a panel is hardly wider than three pixels for each."""
+"""The most epochs that a curve is drawn from: a panel has about three pixels for each."""
 
 
 def curve_figure(
@@ -137,7 +137,7 @@ def strength_figure(comparison: Comparison, modality: str) -> Figure:
 
 
 def _of_seeds(seeds: Sequence[int]) -> str:
-    """What a value is of, which not every seed may have."""
+    """The seeds that a value is a mean of; not every seed may have one."""
     return f"mean of {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
 
 
@@ -157,7 +157,7 @@ def _of_modality(moments: dict[int, dict[str, float]], modality: str) -> dict[in
 
 
 def _thinned(epochs: Mapping[int, Any]) -> list[int]:
-    """The first, the last and others evenly between."""
+    """The first epoch, the last, and others evenly spaced between them."""
     known = list(epochs)
     places = np.linspace(0, len(known) - 1, min(POINTS, len(known)))
     return [known[place] for place in places.round().astype(int)]

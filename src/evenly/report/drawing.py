@@ -40,18 +40,18 @@ _STYLE: Any = {
 
 
 def of_seeds(comparison: Comparison) -> str:
-    """What is drawn of a method's seeds."""
+    """What a picture shows of a method's seeds, in words."""
     return f"mean, {'95 % interval, ' if comparison.has_intervals else ''}every seed"
 
 
 def of_methods(comparison: Comparison, shown: Sequence[str]) -> str:
-    """How many methods are drawn, unless all are."""
+    """How many methods a picture shows, in words; empty if it shows all."""
     count = len(comparison.methods)
     return f"; {len(shown)} of {count} methods" if len(shown) < count else ""
 
 
 def check_drawing(path: Path) -> None:
-    """Raises if there are no pictures of that kind."""
+    """Raises if the path ends neither in .svg nor in .png."""
     if path.suffix not in (".svg", ".png"):
         raise UserError(f"{path}: cannot be drawn. Give a name that ends in .svg or .png.")
 
@@ -60,14 +60,14 @@ def write_drawing(path: Path, draw: Callable[[], "Figure"]) -> Path:
     """Writes a picture on a white card; the same drawing gives the same file.
 
     Args:
-        path: Of the picture, .svg or .png.
-        draw: Makes it, in this package's style.
+        path: Where to write the picture, .svg or .png.
+        draw: Draws the figure; the package's style is set while it runs.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: If the picture is of another kind.
+        ValueError: If the path ends otherwise.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -75,7 +75,7 @@ def write_drawing(path: Path, draw: Callable[[], "Figure"]) -> Path:
 
     check_drawing(path)
     with mpl.rc_context():
-        mpl.rcdefaults()  # not what a matplotlibrc of the user's says
+        mpl.rcdefaults()  # instead of the user's matplotlibrc
         mpl.rcParams.update(_STYLE)
         figure = draw()
         figure.patch.set_alpha(0)
@@ -100,33 +100,33 @@ def add_heading(figure: "Figure", x: float, title: str, below: str) -> None:
 
 
 def row_labels(methods: Sequence[str], width: int = 30) -> list[str]:
-    """The methods' names, whole, in lines of at most `width` characters."""
+    """The whole names of the methods, in lines of at most `width` characters."""
     return ["\n".join(wrapped(method, width)) for method in methods]
 
 
 def labels_end(labels: Sequence[str]) -> float:
-    """Inches from the left to where rows with these labels can begin."""
+    """The distance in inches from the left edge to where rows with these labels can begin."""
     return 0.42 + 0.078 * max(len(line) for label in labels for line in label.split("\n"))
 
 
 def widened(labels: Sequence[str]) -> float:
-    """Inches by which labels longer than usual push what stands right of them."""
+    """The inches by which long labels push everything to the right of them."""
     return max(0.0, labels_end(labels) - 2.0)
 
 
 def row_height(labels: Sequence[str]) -> float:
-    """Inches of a row that holds any of these labels."""
+    """The height in inches of a row that can hold each of these labels."""
     lines = max(label.count("\n") + 1 for label in labels)
     return max(0.42, 0.12 + 0.16 * lines)
 
 
 def selected(comparison: Comparison) -> str:
-    """What the title of every picture ends in if its figures were selected on the test split."""
+    """The end of every picture's title if the epoch was selected on the test split; else empty."""
     return ", selected on test" if comparison.selects_on_test else ""
 
 
 def _add_card(figure: "Figure") -> None:
-    """A white ground, so that the picture reads on a dark page as well."""
+    """Adds a white background, so that the picture can be read on a dark page as well."""
     from matplotlib.patches import FancyBboxPatch
 
     width, height = figure.get_size_inches()

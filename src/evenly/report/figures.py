@@ -26,20 +26,21 @@ from evenly.report.parts import (
 from evenly.report.rows import ablation_figure, contribution_figure, main_figure
 
 SPOTS = 1000
-"""Samples of which numbers are drawn, at most."""
-NUMBERED = 12  # classes, up to which confusions are written into their fields
-# From nothing, which is the ground in light and dark, to a colour that is read on both.
+"""The most samples whose numbers are drawn."""
+NUMBERED = 12  # the most classes for which each field shows its number
+# From transparent to a colour that can be read on a light and on a dark page.
 _SHADES = [[0, "rgba(43,131,198,0)"], [1, "rgba(43,131,198,.78)"]]
 
 
 def all_figures(comparison: Comparison) -> dict[str, Figure]:
-    """By name, every figure that has something to show.
+    """Every figure that has something to show, by name.
 
-    `accuracy` or what else the main metric is, `curve/COLUMN` for that on validation and for the
-    training loss, `contribution`, `only`, `without`, `confusion`, of numbers `agreement`, by the
-    position of each modality `purity_train/0`, `purity_val/0`, `gap/0`, `strength/0`, `noise/0`,
-    `missing/0`, …,
-    and by those of two `map/0/1`, ….
+    - The main metric by its own name, such as `accuracy`.
+    - `curve/COLUMN` for the main metric on the validation split and for the training loss.
+    - `contribution`, `only`, `without`, `confusion`, and for numbers `agreement`.
+    - For each modality, by its position: `purity_train/0`, `purity_val/0`, `gap/0`, `strength/0`,
+      `noise/0`, `missing/0`, ...
+    - For each pair of modalities, by their positions: `map/0/1`, ...
     """
     figures = {
         comparison.main: main_figure(comparison),
@@ -74,9 +75,10 @@ def all_figures(comparison: Comparison) -> dict[str, Figure]:
 
 
 def map_figure(comparison: Comparison, first: str, second: str) -> Figure:
-    """Linear probes of two encoders against each other; large is a high accuracy of both together.
+    """Linear probes of two encoders, plotted against each other.
 
-    After Figure 1 of Wei et al., ECCV 2024. Small points are seeds.
+    After Figure 1 of Wei et al., ECCV 2024. A larger spot means a better main metric of the whole
+    model; small points are seeds.
     """
     mark = marks(comparison.methods)
     scores = [a for m in comparison.methods if (a := comparison.score(m)) is not None]
@@ -149,13 +151,13 @@ def map_figure(comparison: Comparison, first: str, second: str) -> Figure:
 
 
 def _size(worth: float, all_of_them: list[float]) -> float:
-    """Of a spot, from 8 for the worst method to 20 for the best."""
+    """The size of a spot, from 8 for the worst method to 20 for the best."""
     low, high = min(all_of_them), max(all_of_them)
     return rounded(8 + 12 * (worth - low) / (high - low)) if high > low else 14.0
 
 
 def noise_figure(comparison: Comparison, modality: str) -> Figure:
-    """The main metric on test as one modality is given more and more noise, and without it."""
+    """The main metric on test with more and more noise on one modality, and without it."""
     metric = comparison.metric
     levels = comparison.noise_levels
     data = []
@@ -178,7 +180,10 @@ def noise_figure(comparison: Comparison, modality: str) -> Figure:
 
 
 def missing_figure(comparison: Comparison, modality: str) -> Figure:
-    """The main metric on test as one modality is taken from more samples, with 95 % intervals."""
+    """The main metric on test with one modality missing from more and more samples.
+
+    With 95 % intervals.
+    """
     metric = comparison.metric
     rates = comparison.missing_rates
     at = [100 * rate for rate in (0, *rates, 1)]
@@ -225,7 +230,7 @@ def missing_figure(comparison: Comparison, modality: str) -> Figure:
 
 
 def _line(comparison: Comparison, number: int) -> dict[str, Any]:
-    """How the line of a method with its marks is drawn."""
+    """The style of a method's line and marks."""
     method = comparison.methods[number]
     colour, dash, symbol = marks(comparison.methods)[method]
     return {
@@ -240,7 +245,7 @@ def _line(comparison: Comparison, number: int) -> dict[str, Any]:
 
 
 def _small(comparison: Comparison, data: list[Figure], across: Figure) -> Figure:
-    """A small figure of the main metric, by what the axis across says."""
+    """A small figure of the main metric; `across` describes the horizontal axis."""
     metric = comparison.metric
     return {
         "data": data,
@@ -255,7 +260,7 @@ def _small(comparison: Comparison, data: list[Figure], across: Figure) -> Figure
 
 
 def confusion_figure(comparison: Comparison) -> Figure:
-    """Of each class, the share that a method takes for each; the page shows one at a time."""
+    """The share of each true class by predicted class; the page shows one method at a time."""
     names, short = comparison.class_names, shortened(comparison.class_names, 14)
     ticked = [plain(short[name]) for name in names]
     data = []
@@ -299,10 +304,10 @@ def confusion_figure(comparison: Comparison) -> Figure:
 
 
 def agreement_figure(comparison: Comparison) -> Figure:
-    """Of numbers, what a method says of test samples against what is true, beside their equality.
+    """Predicted against true numbers of test samples, with the line on which both are equal.
 
-    They are of the method's first seed that has finished, at most `SPOTS` of them; the page shows
-    one method at a time.
+    They come from the method's first finished seed, and are at most `SPOTS`. The page shows one
+    method at a time.
     """
     mark = marks(comparison.methods)
     data: list[dict[str, Any]] = []

@@ -87,7 +87,7 @@ class _Table:
 
     @property
     def shared(self) -> str:
-        """These seeds with their verb."""
+        """The number of shared seeds, with its verb."""
         equal = all(row["pairs"] == row["seeds"] for row in self.lines.values())
         which = "" if equal else "shared "
         return f"{self.few} {which}seed{' is' if self.few == 1 else 's are'}"
@@ -126,14 +126,14 @@ class _Table:
         }
 
     def cost(self, modality: str, size: float) -> str:
-        """What a modality of negative contribution does."""
+        """What a modality with a negative contribution does, in words."""
         if self.metric.is_share:
             return f"{modality} costs {self.metric.shown(size)} points"
         return f"{modality} raises {self.metric.words} by {self.metric.shown(size)}"
 
     @property
     def unit(self) -> str:
-        """What stands after the first of several contributions."""
+        """The unit after the first of several contributions."""
         return self.metric.points or f" of {self.metric.words}"
 
     def value(self, row: Mapping[str, Any]) -> str:
@@ -153,7 +153,7 @@ class _Table:
 
 
 def _only_modality(method: str) -> str:
-    """That a model of one modality takes; empty of any other, whatever its name."""
+    """The modality that a unimodal method takes; empty for any other method."""
     try:
         spec = parse(method)
     except UserError:
@@ -204,7 +204,7 @@ def _worse(seen: _Table) -> list[str]:
 
 
 def _several(names: Sequence[str]) -> str:
-    """Names with their verb."""
+    """The names of methods, with their verb."""
     if len(names) == 1:
         return f"{names[0]} is"
     shown = list(names) if len(names) <= NAMED + 1 else list(names[:NAMED])

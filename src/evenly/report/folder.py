@@ -65,7 +65,7 @@ _CONFIG = {
     "tuned_seeds": int | None,
     "measures": dict[str, dict[str, Any]] | None,
 }
-"""What is read of a comparison's config.yaml, and its types."""
+"""The settings that are read from a comparison's config.yaml, and their types."""
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _read_run(folder: Path) -> Run:
 
 
 def read_curves(folder: Path) -> Run:
-    """A run with its curves alone, which take little time to read.
+    """A run with its curves alone, which are quick to read.
 
     Raises:
         ValueError: If a file of it is damaged.
@@ -129,13 +129,13 @@ def read_curves(folder: Path) -> Run:
 
 
 def _error(folder: Path) -> str:
-    """Why a run failed: what the first of its processes says, as the others then only miss it."""
+    """Why a run failed, from its first process to fail; the others only report its absence."""
     first = min(folder.glob("error*.txt"), key=lambda path: path.stat().st_mtime_ns, default=None)
     return "" if first is None else first.read_text(encoding="utf-8", errors="replace").strip()
 
 
 def _curves(path: Path, result: Mapping[str, Any]) -> dict[str, list[float | None]]:
-    """By column of metrics.csv, the value after each epoch; nothing before the first."""
+    """By column of metrics.csv, the value after each epoch; empty before the first."""
     check_written(path, result.get("files", {}))
     with reading(path):
         rows = list(_rows(path))
@@ -172,7 +172,7 @@ def _projections(path: Path) -> dict[Projected, Projection]:
 
 
 def _answers(path: Path, result: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Of classes the confusion, of one number a sample what is true and what is said."""
+    """The confusion for classes; the true and predicted numbers for one number per sample."""
     check_written(path, result.get("files", {}))
     with reading(path):
         found = read_npz(path)
@@ -189,7 +189,7 @@ def _answers(path: Path, result: Mapping[str, Any]) -> tuple[np.ndarray | None, 
 
 
 def read_summary(path: Path) -> dict[tuple[str, str, str], Estimate]:
-    """By method, split and metric, the lines of summary.csv; none where there is no such file yet.
+    """The lines of summary.csv, by method, split and metric; none before the file exists.
 
     Raises:
         ValueError: If it is damaged.
@@ -215,7 +215,7 @@ _ANEW = "'evenly report' makes it again."
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
-    """The lines of a table; none where there is no such file yet.
+    """The lines of a table; none before the file exists.
 
     Raises:
         ValueError: If it is cut off. Tables are written whole or not at all.
@@ -233,7 +233,7 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def estimate_of(row: Mapping[str, Any]) -> Estimate:
-    """A line of summary.csv, as text or as it was made."""
+    """An estimate from a line of summary.csv, whose values may be text or numbers."""
     names = [each.name for each in fields(Estimate) if each.name not in ("seeds", "pairs")]
     found = {name: _number(row.get(name)) for name in names}
     return Estimate(**found, seeds=int(row["seeds"]), pairs=int(row["pairs"]))

@@ -32,11 +32,11 @@ def write_formats(directory: Path, formats: list[str]) -> list[Path]:
     """Writes the comparison of a folder in other formats, into the folder.
 
     Args:
-        directory: What `evenly compare --out` wrote.
-        formats: Of `FORMATS`.
+        directory: The folder that `evenly compare --out` wrote.
+        formats: Names in `FORMATS`.
 
     Returns:
-        The files.
+        The written files.
 
     Raises:
         ValueError: If a format is unknown, or there is nothing to write yet.
@@ -56,7 +56,7 @@ class _Cell:
 
 
 def _ranking(comparison: Comparison) -> list[list[_Cell]]:
-    """The head and a line for each method; what differs significantly is bold."""
+    """The head and a line for each method; significant differences are bold."""
     metric = comparison.metric
     others = [METRICS[name] for name in comparison.others]
     head = ["method", _headed(metric), "95 % interval", *map(_headed, others)]
@@ -112,7 +112,7 @@ def _interval(metric: Metric, low: float | None, high: float | None, form: str =
 
 
 def _about(comparison: Comparison) -> str:
-    """What stands below a table."""
+    """The sentences below a table."""
     found = [comparison.estimate(method, comparison.main) for method in comparison.methods]
     counts = {each.seeds for each in found if each.mean is not None} or {1}
     few, many = min(counts), max(counts)
@@ -137,7 +137,7 @@ def _about(comparison: Comparison) -> str:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The ranking as a Markdown table, and what stands below it."""
+    """The ranking as a Markdown table, and the sentences below it."""
     head, *rows = [[_in_markdown(cell) for cell in line] for line in _ranking(comparison)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
     return f"{table}\n\n{_about(comparison)}\n"
@@ -149,7 +149,7 @@ def _in_markdown(cell: _Cell) -> str:
 
 
 def latex(comparison: Comparison) -> str:
-    """The same for LaTeX with booktabs."""
+    """The same as a LaTeX table; needs booktabs."""
     ranking = _ranking(comparison)
     head, *rows = [" & ".join(map(_in_latex, line)) + r" \\" for line in ranking]
     lines = [
@@ -210,4 +210,4 @@ FORMATS: dict[str, Callable[[Path], Path]] = {
     "png": lambda directory: write_picture(directory, directory / "figure.png"),
     "svg": lambda directory: write_picture(directory, directory / "figure.svg"),
 }
-"""By name, what writes a comparison into its folder."""
+"""By name, the function that writes a comparison into its folder in that format."""

@@ -13,12 +13,12 @@ from evenly.report.names import in_words
 
 @dataclass(frozen=True)
 class Point:
-    """A trial.
+    """A trial of a search.
 
     Attributes:
-        place: In its method's budget, from 0.
-        value: Of a metric on the validation split; shares are between 0 and 1.
-        settings: That were tried, in words.
+        place: Its number among the trials of its method, from 0.
+        value: Its value of the metric on the validation split; shares are between 0 and 1.
+        settings: The settings that were tried, in words.
     """
 
     place: int
@@ -32,11 +32,11 @@ def write_history(
     """Writes a page with the finished trials of each method, which opens without a network.
 
     Args:
-        path: Of the page, .html.
-        methods: By method, its finished trials by place.
-        title: What stands above.
-        metric: That trials are judged by.
-        sign: 1 if more of it is better, else -1.
+        path: Where to write the page, .html.
+        methods: The finished trials of each method, in the order of their places.
+        title: The title of the page.
+        metric: The metric that trials are judged by.
+        sign: 1 if higher values of the metric are better, else -1.
     """
     from plotly.graph_objects import Figure
 

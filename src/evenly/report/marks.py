@@ -20,13 +20,13 @@ OUTLINES = {
     "cross": "M3.4,.4h3.2v3h3v3.2h-3v3h-3.2v-3h-3v-3.2h3z",
     "x": "M2.5,.4L5,2.9L7.5,.4L9.6,2.5L7.1,5L9.6,7.5L7.5,9.6L5,7.1L2.5,9.6L.4,7.5L2.9,5L.4,2.5z",
 }
-"""By Plotly's name of a symbol, its outline in a square of ten units."""
+"""The outline of each symbol, by Plotly's name, in a square of ten units."""
 MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "cross": "P", "x": "X"}
-"""By Plotly's name of a symbol, Matplotlib's."""
+"""Matplotlib's name of each symbol, by Plotly's name."""
 
 
 class Mark(NamedTuple):
-    """A method's in every figure; `dash` and `symbol` by Plotly's names."""
+    """The mark of a method in every figure; `dash` and `symbol` by Plotly's names."""
 
     colour: str
     dash: str
@@ -34,7 +34,7 @@ class Mark(NamedTuple):
 
 
 def marks(methods: list[str]) -> dict[str, Mark]:
-    """By method; joint training is grey.
+    """The mark of each method; joint training is grey.
 
     Colours repeat after eleven methods, with another dash; colour and symbol together after 66.
     """

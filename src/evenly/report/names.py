@@ -1,4 +1,4 @@
-"""Names as figures show them: no longer than their place allows."""
+"""Names as figures show them: no longer than there is room for."""
 
 import re
 from collections import Counter
@@ -8,10 +8,10 @@ from evenly.metrics import METRICS
 
 
 def shortened(names: Iterable[str], length: int = 22) -> dict[str, str]:
-    """By name, what fits in `length` and is still told apart from the others; else the whole name.
+    """By name, a form of at most `length` characters that differs from the others' forms.
 
-    It is cut at its end, or in its middle if names differ at their ends only. A modality alone is
-    called so.
+    A name is cut at its end, or in its middle if names differ only at their ends. If no cut makes
+    it differ, it stays whole. A unimodal method is called by its modality, followed by "alone".
     """
     whole = {name: called(name) for name in names}
     forms = [{name: cut(text, length) for name, text in whole.items()} for cut in (_begun, _ends)]
@@ -51,7 +51,7 @@ def wrapped(name: str, width: int = 22) -> list[str]:
 
 
 def _filled(parts: Iterable[str], width: int) -> list[str]:
-    """Lines of as many parts as fit; a longer part has one of its own."""
+    """Lines that hold as many parts as fit; a longer part has a line of its own."""
     lines = [""]
     for part in parts:
         if lines[-1] and len(lines[-1]) + len(part) > width:
@@ -61,11 +61,11 @@ def _filled(parts: Iterable[str], width: int) -> list[str]:
 
 
 def called(method: str) -> str:
-    """What a method is called in figures: by its name, or by the modality that it takes alone."""
+    """The name of a method in figures; a unimodal method is called by its modality."""
     alone = re.fullmatch(r"unimodal\(modality=(.+)\)", method)
     return f"{alone[1]} alone" if alone else method
 
 
 def in_words(metric: str) -> str:
-    """What a metric is called in a sentence."""
+    """The name of a metric in a sentence."""
     return METRICS[metric].words if metric in METRICS else metric.replace("_", " ")

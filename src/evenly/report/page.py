@@ -39,7 +39,7 @@ from evenly.report.projection import NAMES, class_style, plane
 from evenly.report.template import rendered
 
 ABSENT = "–"
-LINES = 8  # methods, of more than which lines are not told apart
+LINES = 8  # the most methods whose lines can be told apart
 _OWN_PLACE = {"command", "versions", "hardware", "notes"}  # shown outside the list of settings
 
 
@@ -48,10 +48,10 @@ class Cell:
     """A cell of the ranking.
 
     Attributes:
-        text: As shown.
-        value: To sort by; None sorts last.
-        small: Said below the text.
-        significant: Whether it may be set in bold.
+        text: The text that is shown.
+        value: The value to sort by; None sorts last.
+        small: The small text below it.
+        significant: Whether it is set in bold.
     """
 
     text: str
@@ -73,15 +73,15 @@ class Key:
 
 @dataclass(frozen=True)
 class Plane:
-    """What surrounds the test samples in the plane.
+    """What the page shows around the test samples in the plane.
 
     Attributes:
         kind: t-SNE or UMAP.
-        count: Of the samples.
-        methods: Those to choose from, by number, best first.
-        chosen: The numbers of those that are shown first, two if there are two.
-        modalities: By position, those that there are places of.
-        classes: By number: name, colour and outline.
+        count: The number of samples.
+        methods: The methods to choose from, with their numbers, best first.
+        chosen: The numbers of the methods that are shown first, two if there are two.
+        modalities: The modalities that have places, with their positions.
+        classes: The name, colour and outline of each class.
     """
 
     kind: str
@@ -100,10 +100,10 @@ def write_report(directory: Path, projection: Projected = "tsne") -> Path:
 
     Args:
         directory: The folder that `evenly compare --out` wrote.
-        projection: Which places of the test samples to show, of those that the runs have.
+        projection: The projection of test samples to show, if the runs have it.
 
     Returns:
-        Where the page is.
+        The path of the page.
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
@@ -183,10 +183,10 @@ def _page(comparison: Comparison, projection: Projected) -> str:
 
 @cache
 def _plotly() -> tuple[str, str]:
-    """The licence line of plotly.js, and the library packed.
+    """The licence of plotly.js in one line, and the packed library.
 
-    Plotly brings one bundle, of almost 5 MB; packed it takes less than half, and every browser
-    since 2023 unpacks it by itself.
+    Plotly's bundle has almost 5 MB. Packed it takes less than half, and every browser since 2023
+    can unpack it.
     """
     from plotly.offline import get_plotlyjs
 
@@ -197,7 +197,7 @@ def _plotly() -> tuple[str, str]:
 
 
 def _packed(text: str) -> str:
-    """A text as the page's script unpacks it; nothing in it can end a script."""
+    """A text in the form that the page's script unpacks; nothing in it can end a script."""
     return base64.b64encode(gzip.compress(text.encode(), compresslevel=9, mtime=0)).decode("ascii")
 
 
@@ -218,11 +218,11 @@ _PARTS = {
     "agreement": ("Predictions", ("agreement",)),
     "confusion": ("Confusions", ("confusion",)),
 }
-"""By its anchor, what a part of the page is called in the contents, and which figures it holds."""
+"""By its anchor, the name of each part of the page in the contents, and the figures it holds."""
 
 
 def _contents(figures: Mapping[str, Any], samples: Mapping[str, Any] | None) -> dict[str, str]:
-    """By its anchor, what each part of the page is called, from top to bottom."""
+    """The name of each part of the page by its anchor, from top to bottom."""
     parts = {
         anchor: name
         for anchor, (name, kinds) in _PARTS.items()
@@ -234,7 +234,7 @@ def _contents(figures: Mapping[str, Any], samples: Mapping[str, Any] | None) -> 
 def _modalities(
     comparison: Comparison, figures: Mapping[str, Any], kinds: Sequence[str]
 ) -> list[tuple[int, str]]:
-    """By position, those of which there are figures of one of these kinds."""
+    """The modalities that have a figure of one of these kinds, with their positions."""
     return [
         (place, name)
         for place, name in enumerate(comparison.modalities)
@@ -243,7 +243,10 @@ def _modalities(
 
 
 def _shown_first(comparison: Comparison) -> list[str]:
-    """The methods of which lines are drawn at first: all, or those that most will look for."""
+    """The methods whose lines are visible at first: all, or `LINES` if there are over two more.
+
+    These are joint training, the methods that re-learn and the first of the others.
+    """
     if len(comparison.methods) <= LINES + 2:
         return comparison.methods
     relearning = [method for method in comparison.methods if comparison.moments(method)]
@@ -276,20 +279,20 @@ def _plane(comparison: Comparison, kind: Projected, data: Mapping[str, Any]) -> 
 
 
 def _samples_drawn(comparison: Comparison) -> str:
-    """How many of the test samples the figure of true and predicted numbers shows."""
+    """How many test samples the figure of true and predicted numbers shows, in words."""
     found = (comparison.numbers(method) for method in comparison.methods)
     count = max((len(each[1]) for each in found if each is not None), default=0)
     return f"{SPOTS:,} of {count:,}" if count > SPOTS else f"all {count:,}"
 
 
 def _map_title(comparison: Comparison, name: str) -> str:
-    """Of a figure map/I/J, the modalities on its axes."""
+    """The title of a figure `map/I/J`: the modalities on its axes."""
     first, second = (comparison.modalities[int(place)] for place in name.split("/")[1:])
     return f"{first} × {second}"
 
 
 def _columns(comparison: Comparison) -> list[tuple[str, str]]:
-    """The head of the ranking: title, and what stands small below it."""
+    """The head of the ranking: each column's title, and the small text below it."""
     chosen = "selected on test, " if comparison.selects_on_test else ""
     metric = comparison.metric
     others = [METRICS[name] for name in comparison.others]
@@ -344,7 +347,7 @@ def _mean_cell(results: list[Any], name: str) -> Cell:
 
 
 def _remarks(comparison: Comparison) -> list[str]:
-    """What the reader of the ranking should know; why a field is empty, where one is."""
+    """What the reader of the ranking should know, such as why a field is empty."""
     remarks = []
     if comparison.modalities:
         remarks.append(OWN_LOGITS)
@@ -412,7 +415,7 @@ def _shown(value: Any) -> str:
 
 
 def _pen(mark: Mark) -> tuple[str, str, str]:
-    """Colour, dash and outline, as SVG has them."""
+    """The colour, dash and outline of a mark, as SVG writes them."""
     return mark.colour, DASHES[mark.dash], OUTLINES[mark.symbol]
 
 
@@ -435,7 +438,7 @@ def _in(metric: Metric) -> str:
 
 
 def _begun(words: str) -> str:
-    """Words as a sentence or a head begins with them."""
+    """Words with a capital letter at the start."""
     return words[0].upper() + words[1:]
 
 

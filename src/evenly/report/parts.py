@@ -21,32 +21,32 @@ def modality_mark(number: int) -> tuple[str, str]:
 
 
 def axis() -> dict[str, Any]:
-    """Of any numbers."""
+    """An axis for any numbers."""
     return {"zeroline": False, "showline": False, "fixedrange": True}
 
 
 def share_axis(scale: int) -> dict[str, Any]:
-    """Of a share between 0 and `scale`, and what its marks need beyond."""
+    """An axis for a share between 0 and `scale`, with room for marks at its ends."""
     return axis() | {"autorangeoptions": {"clipmin": -0.02 * scale, "clipmax": 1.02 * scale}}
 
 
 def metric_axis(metric: Metric) -> dict[str, Any]:
-    """Of the values of a metric; intervals of two seeds may go far beyond what a share can be."""
+    """An axis for a metric; bounded for a share, because intervals may go far beyond 0 and 1."""
     return share_axis(100) if metric.is_share else axis()
 
 
 def veiled(colour: str, opacity: float) -> str:
-    """A colour #rrggbb that lets through what is below."""
+    """The colour `#rrggbb` with an opacity from 0 to 1."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
 
 
 def share_scale(figures: Sequence[Figure], side: str = "y") -> None:
-    """Gives figures that are read beside each other one scale, from their least value to the most.
+    """Gives figures that are compared with each other one scale, from the least value to the most.
 
     Args:
-        figures: Drawn over numbers on that axis, which all bound their values alike.
-        side: `x` or `y`.
+        figures: Figures with numbers on that axis, and with the same bounds.
+        side: The axis, `x` or `y`.
     """
     ends = [end for figure in figures for trace in figure["data"] for end in _ends(trace, side)]
     if not ends:
@@ -61,7 +61,7 @@ def share_scale(figures: Sequence[Figure], side: str = "y") -> None:
 
 
 def _ends(trace: Mapping[str, Any], side: str) -> Iterator[float]:
-    """Where its values lie, and its intervals end."""
+    """The values of a trace, or the ends of their intervals."""
     bars = trace.get(f"error_{side}", {})
     nothing = [0.0] * len(trace[side])
     above, below = bars.get("array", nothing), bars.get("arrayminus", nothing)
@@ -71,10 +71,10 @@ def _ends(trace: Mapping[str, Any], side: str) -> Iterator[float]:
 
 
 def rounded(value: float) -> float:
-    """Five significant digits, which no figure can show more of, keep the page small."""
+    """A value to five significant digits: no figure shows more, and the page stays small."""
     return float(f"{value:.5g}")
 
 
 def plain(name: str) -> str:
-    """A name as Plotly shows it unchanged; it reads a few tags and entities in its texts."""
+    """A name escaped so that Plotly shows it unchanged; its texts may hold tags and entities."""
     return escape(name, quote=False)

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-ROWS = 12  # methods that fit beside the curves
-CLASS_ROWS = 16  # beside two panels
+ROWS = 12  # the most methods that fit beside the curves
+CLASS_ROWS = 16  # the most classes that fit in a column beside two panels
 HOLLOW = "taken for another"
 SOME_WRONG = "not all labels right"
 
@@ -48,14 +48,14 @@ def write_picture(directory: Path, path: Path) -> Path:
 
     Args:
         directory: The folder that `evenly compare --out` wrote.
-        path: Of the picture to write, .svg or .png.
+        path: Where to write the picture, .svg or .png.
 
     Returns:
         `path`.
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
-        ValueError: If no method has been tested yet, or the picture is of another kind.
+        ValueError: If no method has been tested yet, or the path ends otherwise.
     """
     comparison = read_comparison(directory)
     methods = [m for m in comparison.ranking if comparison.score(m) is not None]
@@ -75,23 +75,23 @@ def write_projection_picture(
 ) -> Path:
     """Draws test samples in the plane as encoders see them: modalities down, methods across.
 
-    After Figure 3 of Wei et al., ECCV 2024. A colour, and a shape where there are many, is a class;
-    hollow samples are taken for another. The same folder gives the same file.
+    After Figure 3 of Wei et al., ECCV 2024. The colour of a sample shows its class, with its shape
+    if there are many classes. Hollow samples are misclassified. The same folder gives the same
+    file.
 
     Args:
         directory: The folder that `evenly compare --out` wrote.
-        path: Of the picture to write, .svg or .png.
-        methods: From left to right, as the comparison calls them; by default joint training and
-            the first that re-learns.
-        projection: Of the features.
+        path: Where to write the picture, .svg or .png.
+        methods: The methods from left to right, by their names in the comparison; by default joint
+            training and the first that re-learns.
+        projection: The projection of the features.
 
     Returns:
         `path`.
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
-        ValueError: If a method is not in it or has no places of this kind, or the picture is of
-            another kind.
+        ValueError: If a method is not in it or has no such projection, or the path ends otherwise.
     """
     comparison = read_comparison(directory)
     placed = {
@@ -116,7 +116,7 @@ def write_projection_picture(
 
 
 def _fitting(comparison: Comparison, methods: list[str]) -> list[str]:
-    """The first of the methods, and the reference, on which the differences are."""
+    """The first `ROWS` methods, always with the reference that differences refer to."""
     first, rest = methods[:ROWS], methods[ROWS:]
     return [*first[:-1], comparison.reference] if comparison.reference in rest else first
 
@@ -164,7 +164,7 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
 
 
 def score_title(comparison: Comparison) -> str:
-    """What stands above the main metric of all methods."""
+    """The title above the main metric of all methods."""
     metric = comparison.metric
     return f"Test {metric.words}{', %' if metric.is_share else ''}{selected(comparison)}"
 
@@ -172,9 +172,9 @@ def score_title(comparison: Comparison) -> str:
 def draw_scores(
     axes: "Axes", comparison: Comparison, methods: Sequence[str], labels: Sequence[str]
 ) -> None:
-    """The main metric of each method, the first on top: mean, 95 % interval and seeds.
+    """Draws the main metric of each method, the first on top: mean, 95 % interval and seeds.
 
-    `axes` begin at `labels_end` of the labels.
+    `axes` must begin at `labels_end` of the labels.
     """
     mark, metric = marks(comparison.methods), comparison.metric
     for place, method in enumerate(methods):
@@ -200,7 +200,7 @@ def draw_scores(
     axes.locator_params(axis="x", nbins=6)
     if metric.is_share:
         left, right = axes.get_xlim()
-        axes.set_xlim(max(left, -1), min(right, 101))  # an interval of two seeds may go far beyond
+        axes.set_xlim(max(left, -1), min(right, 101))  # an interval may go far beyond
     axes.grid(visible=False, axis="y")
 
 
@@ -229,7 +229,7 @@ def _draw_gap(axes: "Axes", comparison: Comparison, modality: str, methods: list
 
 
 def draw_gap_band(axes: "Axes", comparison: Comparison, method: str, modality: str) -> None:
-    """The band of a modality's gap: from the lowest seed to the highest, and its error beyond."""
+    """Draws the band of a modality's gap, which includes the standard errors."""
     band = comparison.band(method, f"gap/{modality}", f"gap_error/{modality}")
     low, high = zip(*band.values(), strict=True)
     colour = marks(comparison.methods)[method].colour
@@ -237,7 +237,7 @@ def draw_gap_band(axes: "Axes", comparison: Comparison, method: str, modality: s
 
 
 def gap_band_handle() -> "Patch":
-    """What the legend shows of `draw_gap_band`."""
+    """The entry of `draw_gap_band` in a legend."""
     from matplotlib.patches import Patch
 
     return Patch(color=QUIET, alpha=0.25, linewidth=0, label="± s.e.")

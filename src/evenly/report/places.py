@@ -1,4 +1,4 @@
-"""Where the labels of spots go in a picture: on none of the spots, and not on each other."""
+"""Places the labels of a picture's spots, so that they cover neither spots nor each other."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,11 +10,11 @@ ANGLES = 24
 
 
 Line = tuple[np.ndarray, np.ndarray]
-"""Both ends, (2,) each."""
+"""The two ends of a line, (2,) each."""
 
 
 class Spot(NamedTuple):
-    """Centre, radius, and width and height of its label."""
+    """A spot's centre and radius, and the width and height of its label."""
 
     x: float
     y: float
@@ -24,7 +24,7 @@ class Spot(NamedTuple):
 
 
 class Box(NamedTuple):
-    """What a rectangle covers."""
+    """The edges of a rectangle."""
 
     left: float
     bottom: float
@@ -33,11 +33,12 @@ class Box(NamedTuple):
 
 
 def label_boxes(spots: Sequence[Spot], within: Box) -> list[Box]:
-    """A place for each spot's label, by one unit of length such as points.
+    """A place for each spot's label, in the unit of length of the spots, such as points.
 
-    The nearest free one is taken, on the side away from other spots first; a label that is not
-    beside its spot needs a line to it, which crosses no label and no other line. Where that cannot
-    be, lines cross before labels lie on spots, and these before labels lie on each other.
+    A label takes the nearest free place, and of these one that faces away from other spots. If it
+    is not beside its spot, a line leads to it, which crosses neither labels nor other lines. If
+    there is too little room, lines may cross; if that is not enough, labels may cover spots, and
+    only then each other.
     """
     covered = [Box(s.x - s.radius, s.y - s.radius, s.x + s.radius, s.y + s.radius) for s in spots]
     found: dict[int, Box] = {}
@@ -74,7 +75,7 @@ def leader(spot: Spot, box: Box) -> Line:
 
 
 def needs_line(spot: Spot, box: Box, spots: Sequence[Spot]) -> bool:
-    """Whether one could take the label for another spot's."""
+    """Whether a reader could take the label for another spot's."""
     own, *others = (
         float(np.hypot(*np.subtract(*leader(each, box)))) - each.radius
         for each in (spot, *(other for other in spots if other is not spot))
@@ -83,7 +84,7 @@ def needs_line(spot: Spot, box: Box, spots: Sequence[Spot]) -> bool:
 
 
 def _push(spot: Spot, spots: Sequence[Spot]) -> np.ndarray:
-    """Away from the other spots, the near ones first of all."""
+    """The direction away from the other spots; near ones weigh most."""
     away = np.array([(spot.x - other.x, spot.y - other.y) for other in spots if other is not spot])
     if not len(away):
         return np.array([1.0, 0.0])

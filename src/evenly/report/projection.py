@@ -1,4 +1,4 @@
-"""Test samples in the plane, as the page's script draws them and as papers print them."""
+"""Test samples in the plane, for the page's script and for pictures."""
 
 from collections.abc import Mapping
 from html import escape
@@ -9,28 +9,30 @@ import numpy as np
 from evenly.report.comparison import NONE, Comparison, Projected
 
 NAMES: Mapping[Projected, str] = {"tsne": "t-SNE", "umap": "UMAP"}
-# As far apart as can be, also without red or green receptors, and read on white and on black.
+# As distinct as possible, for colour-blind readers too, and legible on white and on black.
 COLOURS = (
     "#186ddb", "#ff9231", "#008600", "#c23d6d", "#db92ff", "#3dc2aa",
     "#aa7924", "#00aaff", "#aa61ce", "#92b600", "#ff6d9e", "#00929e",
 )  # fmt: skip
 SHAPES = ("circle", "square", "triangle-up", "diamond")
-STEPS = 999  # of the grid that places are rounded to: a third of a pixel
+STEPS = 999  # places are rounded to a grid of so many steps, a third of a pixel each
 
 
 def class_style(number: int) -> tuple[str, str]:
-    """Colour and shape of a class; with the shapes 48 classes can be told apart."""
+    """The colour and shape of a class; together they tell 48 classes apart."""
     return COLOURS[number % len(COLOURS)], SHAPES[number // len(COLOURS) % len(SHAPES)]
 
 
 def plane(comparison: Comparison, kind: Projected) -> dict[str, Any] | None:
-    """What the page's script draws; None if no run has places of this kind.
+    """What the page's script draws; None if no run has this projection.
 
-    `classes`, with their `colours` and `shapes`; `samples` with `target` and `label`; and of each
-    of the `methods`, best first, its `number`, `samples` (which of those), `predicted` and, by the
-    position of each modality, `places`: x and y in whole numbers, none where a sample lacks it.
-    Of several labels a sample `predicted`, and `own` of the samples, are numbers of the texts in
-    `said`.
+    - `classes`, with their `colours` and `shapes`.
+    - `samples`: sets of samples, each with `target` and `label`.
+    - `methods`, best first: of each its `number`, the number of its set in `samples`, `predicted`,
+      and `places` by the position of each modality: x and y in whole numbers, None if a sample
+      lacks the modality.
+    - `said`, if samples have several labels: texts, whose numbers are in `predicted` and in `own`
+      of the samples.
     """
     samples: list[dict[str, Any]] = []
     said: dict[str, int] = {}
@@ -39,7 +41,7 @@ def plane(comparison: Comparison, kind: Projected) -> dict[str, Any] | None:
         found = comparison.projection(method, kind)
         if found is None:
             continue
-        # The same samples as a rule: they are stored once.
+        # Methods usually have the same samples, which are stored once.
         own = {
             "target": found.target.tolist(),
             "label": [escape(label, quote=False) for label in found.labels],
@@ -76,7 +78,7 @@ def plane(comparison: Comparison, kind: Projected) -> dict[str, Any] | None:
 
 
 def fitted(places: np.ndarray) -> np.ndarray:
-    """The same picture, (k, 2), within 0 and 1 along its longer side; nan stays."""
+    """The places, (k, 2), scaled to between 0 and 1 along the longer side; NaN stays."""
     low, high = np.nanmin(places, axis=0), np.nanmax(places, axis=0)
     size = float((high - low).max()) or 1.0
     found: np.ndarray = 0.5 + (places - (low + high) / 2) / size

@@ -11,7 +11,7 @@ from evenly.report.parts import HOVER, Figure, axis, metric_axis, modality_mark,
 
 
 def main_figure(comparison: Comparison) -> Figure:
-    """The main metric on test, in the table's order: each seed, the mean, its 95 % interval."""
+    """The main metric on test, in the table's order: seeds, mean and 95 % interval."""
     mark = marks(comparison.methods)
     shown = [m for m in comparison.ranking if comparison.score(m) is not None]
     data = []
@@ -36,7 +36,7 @@ def _metric_axis(comparison: Comparison) -> dict[str, Any]:
 
 
 def contribution_figure(comparison: Comparison) -> Figure:
-    """By how much each modality makes the main metric better: a bar for each method."""
+    """How much each modality improves the main metric: a bar for each method."""
     metric = comparison.metric
     unit = metric.points or f" of {metric.words}"
     shown = [
@@ -91,7 +91,7 @@ def contribution_figure(comparison: Comparison) -> Figure:
 def ablation_figure(comparison: Comparison, kind: str) -> Figure:
     """The main metric on test, given one modality only or without one: a row for each method.
 
-    A grey line in each row is that with all of them.
+    The grey line in each row shows the metric with all modalities.
 
     Args:
         comparison: What to draw.
@@ -143,9 +143,9 @@ class _Rows:
     """A row for each method, from top to bottom, as high as its name needs.
 
     Attributes:
-        least: Height in pixels of one with a short name.
-        middle: By method, its middle, in pixels from below.
-        height: Of all of them.
+        least: The height of a row with a short name, in pixels.
+        middle: The middle of each method's row, in pixels from the bottom.
+        height: The height of all rows together, in pixels.
     """
 
     least: int

@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Drawing = Callable[[Comparison, Path, Path], Path]
-"""Draws a comparison, of a folder, to a file, .svg or .png."""
+"""Draws a comparison, whose folder is given, to a file, .svg or .png."""
 
 
 def scores(comparison: Comparison, folder: Path, path: Path) -> Path:
-    """The main metric of every method, best on top, over a band: the reference's interval."""
+    """The main metric of every method, best on top; a band shows the reference's interval."""
     return write_drawing(path, partial(_scores, comparison))
 
 
@@ -55,14 +55,14 @@ def figure1(comparison: Comparison, folder: Path, path: Path) -> Path:
 
 
 def figure3(comparison: Comparison, folder: Path, path: Path) -> Path:
-    """The test samples as each encoder places them, by t-SNE."""
+    """The test samples as each encoder sees them, by t-SNE."""
     return write_projection_picture(folder, path, comparison.methods)
 
 
 def figure4(comparison: Comparison, folder: Path, path: Path) -> Path:
     """Gap and purity of each modality along training, and the metric on the selecting split.
 
-    Purity is that of the training and validation splits, between which the gap is.
+    The purities are those of the training and validation splits, which the gap is between.
     """
     return write_drawing(path, partial(_figure4, comparison))
 
@@ -79,7 +79,7 @@ def _ranked(comparison: Comparison) -> list[str]:
 def _add_scores(
     figure: "Figure", comparison: Comparison, labels: Sequence[str], right: float
 ) -> None:
-    """The main metric, up to `right` inches from the left."""
+    """Adds the main metric, up to `right` inches from the left edge."""
     width, height = figure.get_size_inches()
     ranked = _ranked(comparison)
     below = f"{of_seeds(comparison)}{_band(comparison)}{of_methods(comparison, ranked)}"
@@ -96,7 +96,7 @@ def _height(labels: Sequence[str]) -> float:
 
 
 def _band(comparison: Comparison) -> str:
-    """What `_draw_band` shows, in words."""
+    """What `_draw_band` shows, in words; empty if there is no reference."""
     found = comparison.estimate(comparison.reference, comparison.main)
     if found.mean is None:
         return ""
@@ -104,7 +104,7 @@ def _band(comparison: Comparison) -> str:
 
 
 def _draw_band(axes: "Axes", comparison: Comparison, *, vertical: bool) -> None:
-    """The reference's mean and interval, behind all else."""
+    """Draws the reference's mean and interval, behind everything else."""
     found = comparison.estimate(comparison.reference, comparison.main)
     scale = comparison.metric.scale
     if found.mean is None:
@@ -151,12 +151,12 @@ def _figure1(comparison: Comparison) -> "Figure":
 
 
 def _probed(comparison: Comparison) -> str:
-    """What a linear probe is measured by."""
+    """The metric of a linear probe, in words."""
     return METRICS["mean_average_precision" if comparison.has_labels else "accuracy"].words
 
 
 def _probes(comparison: Comparison, method: str, pair: Sequence[str]) -> tuple[float, float] | None:
-    """What probes of two modalities reach, in per cent; None of a model that lacks one."""
+    """The scores of two modalities' probes, in per cent; None if the model lacks one of them."""
     found = [comparison.estimate(method, f"probe/{name}").mean for name in pair]
     if any(value is None for value in found):
         return None
@@ -200,7 +200,7 @@ def _label_spots(
     texts: Mapping[str, str],
     colours: Mapping[str, str],
 ) -> None:
-    """Writes beside each spot, of a size in points, what it is; with a line where that is far."""
+    """Writes a text beside each spot (sizes in points), with a line to texts that are far away."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure = axes.figure.get_figure(root=True)
@@ -271,7 +271,7 @@ def _draw_curves(
     dotted: bool = False,
     scale: int = 1,
 ) -> None:
-    """A column of metrics.csv: the seeds thin, their mean thick, re-learnings marked."""
+    """Draws a column of metrics.csv: seeds thin, their mean thick, re-learnings marked."""
     mark = marks(comparison.methods)
     for method in comparison.methods:
         colour = mark[method].colour
@@ -342,13 +342,13 @@ def _figure5(comparison: Comparison) -> "Figure":
     left, right = figure.axes
     left.sharey(right)
     left.autoscale(axis="y")
-    if comparison.metric.is_share:  # an interval of two seeds may go far beyond
+    if comparison.metric.is_share:  # an interval may go far beyond
         left.set_ylim(top=min(left.get_ylim()[1], 101))
     return figure
 
 
 def _period(comparison: Comparison, method: str) -> int | None:
-    """Epochs between re-learnings; of a single one, those before it less one."""
+    """The epochs between re-learnings; for a single one, the epochs before it, less one."""
     first, second = [*comparison.moments(method), None, None][:2]
     if first is None or second is None:
         return None if first is None else first - 1
@@ -356,7 +356,7 @@ def _period(comparison: Comparison, method: str) -> int | None:
 
 
 def _draw_points(axes: "Axes", comparison: Comparison, values: Sequence[tuple[float, str]]) -> None:
-    """A place for each value in order; λ and periods are too uneven for a scale."""
+    """Draws the values at equal distances, since λ and periods are too uneven for a scale."""
     colour, scale = HUES[0], comparison.metric.scale
     means = []
     for place, (_, method) in enumerate(values):
@@ -372,5 +372,5 @@ def _draw_points(axes: "Axes", comparison: Comparison, values: Sequence[tuple[fl
               markeredgecolor=CARD)  # fmt: skip
     axes.set_xticks(range(len(values)), [f"{value:g}" for value, _ in values])
     axes.margins(x=0.06)
-    if len(values) == 1:  # otherwise its seeds would stand far from it
+    if len(values) == 1:  # otherwise its seeds would be drawn far from it
         axes.set_xlim(-1, 1)

@@ -1,14 +1,14 @@
-"""How the pages are made from their templates."""
+"""Makes the pages from their templates."""
 
 from typing import Any
 
 
 def rendered(template: str, **values: Any) -> str:
-    """A page. Every text among the values is escaped, and none may be missing.
+    """A page from its template. Every text among the values is escaped, and none may be missing.
 
     Args:
-        template: Its file beside this one.
-        values: What it shows.
+        template: The name of the template's file, in this package.
+        values: The values that the template uses.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
