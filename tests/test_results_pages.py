@@ -129,3 +129,14 @@ def test_the_pages_have_places_for_verdicts():
     text = make_results.CHECKUP.read_text(encoding="utf-8")
     between = text.partition(make_results.VERDICTS)[2].partition(make_results.END)[0]
     assert between.count("(results.md#") >= 7
+
+
+def test_a_gap_stands_beside_its_standard_error(tmp_path):
+    """Two seeds of each method: the last rows count, and their means are 0.8, 0.6, 0.2, 0.03."""
+    head = "epoch,purity_train/a,purity_val/a,gap/a,gap_error/a\n0,0.5,0.5,0.0,0.9\n"
+    for method in make_results.SHOWN:
+        for seed, last in enumerate(("0.7,0.6,0.1,0.02", "0.9,0.6,0.3,0.04")):
+            write(tmp_path / "runs" / f"{method}-{seed}" / "metrics.csv", f"{head}1,{last}\n")
+    *_, joint, relearn, _ = make_results.learnt(tmp_path, {"modalities": ["a"]})
+    assert joint == "| joint | a | 0.80 | 0.60 | 0.20 ± 0.03 |"
+    assert relearn == "| relearn | a | 0.80 | 0.60 | 0.20 ± 0.03 |"
