@@ -432,16 +432,17 @@ def learnt(out, config):
         with (folder / "metrics.csv").open(encoding="utf-8") as file:
             *_, last = csv.DictReader(file)
         for name in config["modalities"]:
-            values = [float(last[f"{key}/{name}"]) for key in keys]
+            # Runs made before gaps had errors lack that column.
+            values = [float(last.get(f"{key}/{name}", "nan")) for key in keys]
             found.setdefault((folder.name.rpartition("-")[0], name), []).append(values)
-    lines = ["After the last epoch (mean over seeds; ± the standard error of one seed's gap):", ""]
+    lines = ["After the last epoch (mean over seeds; ±: standard error of one seed's gap):", ""]
     lines += ["| method | modality | purity train | purity validation | gap |", "|---" * 5 + "|"]
     for method in SHOWN:
         for name in config["modalities"]:
             runs = found[method, name]
             means = [sum(values) / len(runs) for values in zip(*runs, strict=True)]
             train, val, gap, error = (f"{mean:.2f}" for mean in means)
-            cells = [method, name, train, val, f"{gap} ± {error}"]
+            cells = [method, name, train, val, gap if error == "nan" else f"{gap} ± {error}"]
             lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
 

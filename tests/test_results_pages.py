@@ -140,3 +140,7 @@ def test_a_gap_stands_beside_its_standard_error(tmp_path):
     *_, joint, relearn, _ = make_results.learnt(tmp_path, {"modalities": ["a"]})
     assert joint == "| joint | a | 0.80 | 0.60 | 0.20 ± 0.03 |"
     assert relearn == "| relearn | a | 0.80 | 0.60 | 0.20 ± 0.03 |"
+    for path in (tmp_path / "runs").glob("relearn-*/metrics.csv"):
+        write(path, "epoch,purity_train/a,purity_val/a,gap/a\n1,0.8,0.6,0.2\n")
+    *_, relearn, _ = make_results.learnt(tmp_path, {"modalities": ["a"]})
+    assert relearn == "| relearn | a | 0.80 | 0.60 | 0.20 |"

@@ -138,6 +138,15 @@ def test_the_band_of_a_gap_has_its_standard_error():
         (area,) = next(axes for axes in figure.axes if axes.collections).collections
         (path,) = area.get_paths()
         assert {0.12, 0.21, 0.07, 0.0} <= set(path.vertices[:, 1].round(6).tolist())
+        assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "± s.e."
+    known = [{name: run.curves[name] for name in ("epoch", "gap/x")} for run in runs]
+    bare = replace(two, runs=[Run("joint", seed, curves) for seed, curves in enumerate(known)])
+    band, line = all_figures(bare)["gap/0"]["data"]
+    assert band["y"] == pytest.approx([0.1, 0.2, 0.1, 0.03])
+    assert "standard error" not in _hovers(line)[0]
+    for figure in (_draw(bare, ["joint"]), _figure4(bare)):
+        assert not any(axes.collections for axes in figure.axes)
+        assert [text.get_text() for text in figure.legends[0].get_texts()][-1] != "± s.e."
 
 
 def test_bands_lie_below_all_lines(folder):

@@ -379,6 +379,11 @@ class Comparison:
         """Whether any method has enough seeds for an interval."""
         return any(self.estimate(m, self.main).low is not None for m in self.methods)
 
+    @cached_property
+    def has_gap_errors(self) -> bool:
+        """Whether any run has the standard errors of its gaps."""
+        return any(name.startswith("gap_error/") for run in self.runs for name in run.curves)
+
     def runs_of(self, method: str) -> list[Run]:
         """The runs of a method that have begun, in the order of their seeds."""
         return [run for run in self.runs if run.method == method]

@@ -162,6 +162,7 @@ def _page(comparison: Comparison, projection: Projected) -> str:
         },
         samples_drawn=_samples_drawn(comparison),
         diagnosed=_modalities(comparison, figures, ("purity_train", "purity_val", "gap")),
+        gap_errors=comparison.has_gap_errors,
         relearns=any(name.startswith("strength/") for name in figures),
         disturbed=_modalities(comparison, figures, ("noise",)),
         noised=list(config.get("noise") or {}),

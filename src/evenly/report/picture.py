@@ -229,18 +229,22 @@ def _draw_gap(axes: "Axes", comparison: Comparison, modality: str, methods: list
 
 
 def draw_gap_band(axes: "Axes", comparison: Comparison, method: str, modality: str) -> None:
-    """Draws the band of a modality's gap, which includes the standard errors."""
+    """Draws the band of a modality's gap, which includes the standard errors, if there are any."""
+    if not comparison.has_gap_errors:
+        return
     band = comparison.band(method, f"gap/{modality}", f"gap_error/{modality}")
     low, high = zip(*band.values(), strict=True)
     colour = marks(comparison.methods)[method].colour
     axes.fill_between(list(band), low, high, color=colour, alpha=0.12, linewidth=0)
 
 
-def gap_band_handle() -> "Patch":
-    """The entry of `draw_gap_band` in a legend."""
+def gap_band_handles(comparison: Comparison) -> list["Patch"]:
+    """The entry of `draw_gap_band` in a legend, if it draws anything."""
     from matplotlib.patches import Patch
 
-    return Patch(color=QUIET, alpha=0.25, linewidth=0, label="± s.e.")
+    if not comparison.has_gap_errors:
+        return []
+    return [Patch(color=QUIET, alpha=0.25, linewidth=0, label="± s.e.")]
 
 
 def _label_lines(figure: "Figure", comparison: Comparison, methods: list[str], left: float) -> None:
@@ -258,7 +262,7 @@ def _label_lines(figure: "Figure", comparison: Comparison, methods: list[str], l
         for method in methods
         if comparison.moments(method)
     ]  # fmt: skip
-    handles.append(gap_band_handle())
+    handles += gap_band_handles(comparison)
     width, height = figure.get_size_inches()
     figure.legend(handles=handles, loc="center left", ncols=len(handles), frameon=False,
                   bbox_to_anchor=(left / width, (height - 0.68) / height), handlelength=1.6,

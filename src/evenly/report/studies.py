@@ -29,7 +29,7 @@ from evenly.report.names import wrapped
 from evenly.report.picture import (
     draw_gap_band,
     draw_scores,
-    gap_band_handle,
+    gap_band_handles,
     score_title,
     write_projection_picture,
 )
@@ -308,7 +308,7 @@ def _add_legend(figure: "Figure", comparison: Comparison) -> None:
         Line2D([], [], color=QUIET, marker="v", linewidth=0.9, linestyle=(0, (1.5, 2.5)),
                label="re-learning")
     )  # fmt: skip
-    handles.append(gap_band_handle())
+    handles += gap_band_handles(comparison)
     width, height = figure.get_size_inches()
     figure.legend(handles=handles, loc="center left", ncols=len(handles), frameon=False,
                   bbox_to_anchor=(0.35 / width, (height - 0.68) / height), handlelength=1.6,
