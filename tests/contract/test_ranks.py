@@ -107,18 +107,20 @@ def test_a_probe_sees_each_row_on_one_rank(tmp_path):
     assert "needs `Output.index`" in ranks[0]["error"]
 
 
-def diagnose(rank, world, gap, several=False):
+def diagnose(rank, world, gap, kind="classes"):
     few_clusterings(world)
-    return diagnosed(rank, world, gap, several)
+    return diagnosed(rank, world, gap, kind)
 
 
-def diagnosed(rank, world, gap, several=False):
+def diagnosed(rank, world, gap, kind="classes"):
     stream = torch.Generator().manual_seed(0)
     y = torch.arange(90) % 3
     x = torch.randn(3, 8, generator=stream)[y] * 0.8 + torch.randn(90, 8, generator=stream)
 
-    if several:
+    if kind == "labels":
         y = torch.stack([y == 0, y < 2, torch.arange(90) % 5 == 0], 1)
+    if kind == "numbers":  # of ten bins and of three values
+        y = torch.stack([x[:, 0], y + 0.5], 1)
 
     def part(rows):
         mine = rows[rank::world] if world > 1 else rows
@@ -128,12 +130,16 @@ def diagnosed(rank, world, gap, several=False):
 
 
 @pytest.mark.parametrize(
-    ("gap", "several"),
-    [*((gap, False) for gap in ("paper", "matched", "shared", "stable")), ("stable", True)],
+    ("gap", "kind"),
+    [
+        *((gap, "classes") for gap in ("paper", "matched", "shared", "stable")),
+        ("stable", "labels"),
+        ("stable", "numbers"),
+    ],
 )
-def test_a_diagnosis_is_the_same_on_any_number_of_ranks(gap, several, tmp_path):
-    ranks = on_ranks(diagnose, tmp_path, gap, several, world=3)
-    alone = diagnose(0, 1, gap, several)
+def test_a_diagnosis_is_the_same_on_any_number_of_ranks(gap, kind, tmp_path):
+    ranks = on_ranks(diagnose, tmp_path, gap, kind, world=3)
+    alone = diagnose(0, 1, gap, kind)
     assert ranks[0] == ranks[1] == ranks[2]
     assert ranks[0].gap["m"] == pytest.approx(alone.gap["m"], abs=1e-9)
     assert ranks[0].train["m"] == pytest.approx(alone.train["m"], abs=1e-9)

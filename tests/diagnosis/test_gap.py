@@ -9,6 +9,7 @@ from torch.nn.functional import one_hot
 import evenly
 from evenly import Diagnosis, Features, diagnose
 from evenly.diagnosis.gap import check_rows, doubts, in_classes
+from evenly.diagnosis.kmeans import kmeans
 from unchecked import error_of
 
 
@@ -632,6 +633,70 @@ class TestLabels:
             diagnose(split, other)
         with pytest.raises(ValueError, match=r"shape \(60, 3\) in one split and \(60, 4\)"):
             diagnose(split, features(split.features["m"], split.target[:, :3]))
+
+
+class TestSeveralNumbers:
+    x = TestByHand.x
+
+    def splits(self, train, val):
+        return [features(self.x, torch.tensor(y).T) for y in (train, val)]
+
+    def test_purity_is_the_mean_over_numbers(self):
+        """The first is 1 and 6 / 8, as that of classes; the second is 1/2 in both splits."""
+        a, b = [2.0] * 4 + [5.0] * 4, [1.0, 1, 7, 7, 1, 1, 7, 7]
+        wrong = [2.0] * 3 + [5.0] * 4 + [2.0]
+        found = diagnose(*self.splits([a, b], [wrong, b]))
+        assert (found.train["m"], found.val["m"]) == ((1 + 1 / 2) / 2, (6 / 8 + 1 / 2) / 2)
+        assert found.gap["m"] == 0.125
+        assert found.notes[:2] == (
+            "Columns 0, 1: the target's 2 values count as classes.",
+            "Purities, gaps and errors are means over the columns.",
+        )
+
+    @pytest.mark.usefixtures("few")
+    @pytest.mark.parametrize("gap", ["paper", "matched", "shared", "stable"])
+    def test_each_is_diagnosed_as_if_alone(self, gap):
+        """Ten bins, three values, and samples that lack a modality."""
+        stream = torch.Generator().manual_seed(0)
+        splits = []
+        for count in (90, 60):
+            x = torch.rand(count, 3, generator=stream)
+            y = torch.stack([x[:, 0], (3 * x[:, 1]).floor(), x[:, 2].square()], 1)
+            here = torch.arange(count) % 5 > 0
+            splits.append(Features({"m": x, "part": x}, y, present={"part": here}))
+        found = diagnose(*splits, gap=gap)
+        alone = [
+            diagnose(*(replace(x, target=x.target[:, column]) for x in splits), gap=gap)
+            for column in range(3)
+        ]
+        for figure in ("train", "val", "train_chance", "val_chance", "standard_error"):
+            for name, value in getattr(found, figure).items():
+                mean = sum(getattr(one, figure)[name] for one in alone) / 3
+                assert value == pytest.approx(mean, abs=1e-12)
+
+    def test_equal_bins_share_their_clusters(self, monkeypatch):
+        calls = []
+        monkeypatch.setattr(
+            "evenly.diagnosis.gap.kmeans", lambda *x, **y: calls.append(x) or kmeans(*x, **y)
+        )
+        x = torch.rand(40, 3)
+        diagnose(features(x, x), features(x[:20], x[:20]))
+        assert len(calls) == 2  # one for each split
+
+    def test_constant_ones_are_left_out(self):
+        a, b = [2.0] * 4 + [5.0] * 4, [1.0, 1, 7, 7, 1, 1, 7, 7]
+        found = diagnose(*self.splits([a, b], [a, [3.0] * 8]))
+        assert found.train["m"] == 1
+        assert "Numbers that are constant in a split are left out: 1." in found.notes
+        with pytest.raises(ValueError, match="no number varies in both splits"):
+            diagnose(*self.splits([a, [3.0] * 8], [[3.0] * 8, a]))
+        with pytest.raises(ValueError, match="a target of the validation split is NaN"):
+            diagnose(*self.splits([a, b], [a, [math.nan] * 8]))
+
+    def test_whole_ones_are_neither_labels_nor_numbers(self):
+        y = torch.arange(8)[:, None] + torch.arange(2)
+        with pytest.raises(ValueError, match="which are 0 or 1 each; found other values"):
+            diagnose(features(self.x, y), features(self.x, y))
 
 
 def test_public_names():

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -388,6 +389,32 @@ class TestMessages:
         model = net()
         with pytest.raises(ValueError, match=r"found targets of shape .36, 2. that are not 0"):
             Relearn(model.encoders).before_epoch(0, evenly.Probe(model, look, *loaders()))
+
+    @pytest.mark.parametrize("kind", [torch.float32, torch.int64])
+    def test_several_numbers_a_sample(self, kind):
+        """Whole ones, too: their mean purity, which decides the strength."""
+
+        def look(model, batch):
+            output, target = forward(model, batch)
+            logits = output.logits[:, :2]
+            return evenly.Output(logits, output.features), torch.stack(
+                [target, 10 * target + batch[-1] % 2], 1
+            ).to(kind)
+
+        model = net()
+        method = Relearn(model.encoders, every=1, first=1, times=1, criterion=nn.L1Loss())
+        probe = evenly.Probe(model, look, *loaders())
+        for epoch in range(2):
+            method.before_epoch(epoch, probe)
+        splits = [probe.features(split) for split in ("train", "val")]
+        for name in model.encoders:
+            alone = [
+                evenly.diagnose(
+                    *(replace(x, target=x.target[:, column].float()) for x in splits)
+                ).train[name]
+                for column in (0, 1)
+            ]
+            assert method.history[1][name]["train"] == pytest.approx(sum(alone) / 2)
 
     def test_a_regression_target_that_is_no_number(self):
         class Values(Toy):

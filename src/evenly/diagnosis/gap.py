@@ -4,8 +4,9 @@ Wei, Li, Feng, Hu, "Diagnosing and Re-learning for Balanced Multimodal Learning"
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -121,6 +122,8 @@ class _Rows:
         group: The group by which rows are drawn and weighted: the class, or the rarest label.
         index: Position of each row in the split.
         sharded: Whether they are only this rank's share.
+        clusters: The clusters of these features by number of clusters, once found. Several numbers
+            a sample share them.
     """
 
     x: Shaped[Tensor, "n d"]
@@ -128,6 +131,7 @@ class _Rows:
     group: Int[Tensor, " n"]
     index: Int[Tensor, " n"]
     sharded: bool
+    clusters: dict[int, Clusters] = field(default_factory=dict)
 
     def where(self, keep: Bool[Tensor, " n"]) -> "_Rows":
         """Some of the rows."""
@@ -154,12 +158,14 @@ class _Clustering:
     sets: LabelSets | None = None
     group: Int[Tensor, " m"] | None = None
 
-    def rows(self, split: Features, name: str) -> _Rows:
-        """The rows of a modality, for the samples that have it."""
+    def rows(self, split: Features, name: str, clusters: dict[int, Clusters]) -> _Rows:
+        """The rows of a modality, for the samples that have it, and their clusters so far."""
         x = split.features[name]
         y, index = split.target.to(x.device), _index(split).to(x.device)
         rows = _Rows(x, y, self.group_of(y), index, split.sharded)
-        return rows.where(split.present[name].to(x.device)) if name in split.present else rows
+        if name in split.present:
+            rows = rows.where(split.present[name].to(x.device))
+        return replace(rows, clusters=clusters)
 
     def group_of(self, y: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """The groups by which rows of these classes are drawn and weighted."""
@@ -171,17 +177,19 @@ class _Clustering:
         return _table(clusters.labels, rows, self.k)
 
     def clustered(self, rows: _Rows, low: Tensor, high: Tensor) -> Clusters:
-        """Clusters of the rows after mapping [low, high] to [-1, 1]."""
-        return kmeans(
-            rows.x,
-            self.k,
-            seed=self.seed,
-            restarts=self.restarts,
-            index=rows.index,
-            sharded=rows.sharded,
-            unit=unit(low, high),
-            sample=self.sample,
-        )
+        """Clusters of the rows after mapping their extent, [low, high], to [-1, 1]."""
+        if self.k not in rows.clusters:
+            rows.clusters[self.k] = kmeans(
+                rows.x,
+                self.k,
+                seed=self.seed,
+                restarts=self.restarts,
+                index=rows.index,
+                sharded=rows.sharded,
+                unit=unit(low, high),
+                sample=self.sample,
+            )
+        return rows.clusters[self.k]
 
 
 @torch.no_grad()
@@ -222,6 +230,11 @@ def diagnose(
     classes. The draws of `matched` and the shares of `stable` then go by the rarest label of a
     sample.
 
+    With several numbers per sample, each is diagnosed by itself, as if it were the only one. The
+    purities, the levels of chance and the standard error are means over the numbers. This error is
+    an upper bound, which is exact if all numbers err alike. `matched` and `stable` take as many
+    times longer as there are numbers.
+
     Each gap comes with the purity of shuffled labels in the same clusters, and a standard error.
     This covers the draw of samples for fixed clusters; with `matched` also how the draws change the
     clusters; with `stable` that and the starts of k-means. With `paper` and `shared` it is a lower
@@ -232,8 +245,10 @@ def diagnose(
     Args:
         train: Representations and labels of the training split. A target of floats is divided into
             ten bins of equal counts, as far as values do not recur; if it has ten values or fewer,
-            each counts as a class, even if one split lacks it. A target (n, c) holds several
-            labels, 1 or 0; labels that all samples of a split have, or none, are left out.
+            each counts as a class, even if one split lacks it. A target (n, c) of only 1 and 0
+            holds several labels; labels that all samples of a split have, or none, are left out. A
+            target (n, c) of other floats holds several numbers; those that are constant in a split
+            are left out.
         val: The same for the validation split. Never the test split.
         gap: The estimator.
         seed: Seed of the clusterings; the global random stream is not used.
@@ -253,19 +268,26 @@ def diagnose(
     """
     check_gap(gap)
     _check_modalities(train, val)
-    numbered = in_classes(train, val)
-    train, val = numbered.train, numbered.val
-    clustering = _Clustering(numbered.k, seed, restarts, sample, numbered.sets, numbered.group)
-    check_sample(sample, clustering.k)
+    columns = in_classes(train, val)
+    check_sample(sample, max(column.k for column in columns))
     found: dict[str, _Score] = {}
     for name in train.features:
         check_finite(train, name, "training")
         check_finite(val, name, "validation")
-        rows = (clustering.rows(split, name) for split in (train, val))
-        try:
-            found[name] = _ESTIMATORS[gap](clustering, *rows)
-        except TooFewRows as error:
-            raise too_few(name, error.rows, clustering.k) from error
+        of_train: dict[int, Clusters] = {}
+        of_val: dict[int, Clusters] = {}
+        scores = []
+        for column in columns:
+            clustering = _Clustering(column.k, seed, restarts, sample, column.sets, column.group)
+            rows = (
+                clustering.rows(column.train, name, of_train),
+                clustering.rows(column.val, name, of_val),
+            )
+            try:
+                scores.append(_ESTIMATORS[gap](clustering, *rows))
+            except TooFewRows as error:
+                raise too_few(name, error.rows, clustering.k) from error
+        found[name] = _Score.mean(scores)
     differences = {name: score.train - score.val for name, score in found.items()}
     diagnosis = Diagnosis(
         train={name: score.train for name, score in found.items()},
@@ -276,7 +298,8 @@ def diagnose(
         val_chance={name: score.val_chance for name, score in found.items()},
         estimator=gap,
     )
-    return replace(diagnosis, notes=(*numbered.notes, *doubts(diagnosis)))
+    of_targets = (note for column in columns for note in column.notes)
+    return replace(diagnosis, notes=(*of_targets, *doubts(diagnosis)))
 
 
 @dataclass(frozen=True)
@@ -288,6 +311,17 @@ class _Score:
     train_chance: float
     val_chance: float
     error: float
+
+    @staticmethod
+    def mean(scores: Sequence["_Score"]) -> "_Score":
+        """The score of several numbers; its error is an upper bound, whatever they share."""
+        return _Score(
+            fmean(score.train for score in scores),
+            fmean(score.val for score in scores),
+            fmean(score.train_chance for score in scores),
+            fmean(score.val_chance for score in scores),
+            fmean(score.error for score in scores),
+        )
 
 
 def doubts(found: Diagnosis) -> tuple[str, ...]:
@@ -559,19 +593,63 @@ class Numbered:
     group: Int[Tensor, " m"] | None = None
 
 
-def in_classes(train: Features, val: Features) -> Numbered:
-    """Both splits with numbers as targets, as `diagnose` uses them.
+def in_classes(train: Features, val: Features) -> tuple[Numbered, ...]:
+    """Both splits with class numbers as targets, as `diagnose` uses them.
+
+    Returns:
+        One for each of several numbers to regress on that vary in both splits; else a single one.
 
     Raises:
         ValueError: If they cannot be clustered.
     """
-    if train.target.ndim == 2:
-        are = [are_labels(split.target, sharded=split.sharded) for split in (train, val)]
-        if all(are) or train.target.shape[1] > 1:
-            return _of_labels(train, val)
-        train, val = (replace(split, target=split.target[:, 0]) for split in (train, val))
+    if train.target.ndim == 1:
+        return (_of_single(train, val),)
+    are = [are_labels(split.target, sharded=split.sharded) for split in (train, val)]
+    several = train.target.shape[1] > 1
+    if all(are) or (several and (any(are) or not train.target.is_floating_point())):
+        return (_of_labels(train, val),)
+    return _of_numbers(train, val) if several else (_of_single(*_column(0, train, val)),)
+
+
+def _column(number: int, *splits: Features) -> tuple[Features, ...]:
+    """Splits with one column of their targets."""
+    return tuple(replace(split, target=split.target[:, number]) for split in splits)
+
+
+def _of_numbers(train: Features, val: Features) -> tuple[Numbered, ...]:
+    """Both splits for each of several numbers to regress on."""
+    _check_targets_finite(train, val)
+    varies = torch.ones(train.target.shape[1], dtype=torch.bool, device="cpu")
+    for split in (train, val):
+        low, high = extent(_values(split), sharded=split.sharded)
+        varies &= (low != high).cpu()
+    if not varies.any():
+        raise UserError(
+            "no number varies in both splits, so nothing can be compared. Draw the validation "
+            "split again, or pass a larger one."
+        )
+    notes: dict[str, list[str]] = {}
+    found = []
+    for number in varies.nonzero()[:, 0].tolist():
+        one = _of_single(*_column(number, train, val))
+        for note in one.notes:
+            notes.setdefault(note, []).append(str(number))
+        found.append(replace(one, notes=()))
+    said = [
+        f"Column{'s' if which[1:] else ''} {', '.join(which)}: {note[0].lower()}{note[1:]}"
+        for note, which in notes.items()
+    ]
+    said.append("Purities, gaps and errors are means over the columns.")
+    if lacking := ", ".join(map(str, (~varies).nonzero()[:, 0].tolist())):
+        said.append(f"Numbers that are constant in a split are left out: {lacking}.")
+    return replace(found[0], notes=tuple(said)), *found[1:]
+
+
+def _of_single(train: Features, val: Features) -> Numbered:
+    """Both splits for one class or one number to regress on a sample."""
     if not train.target.is_floating_point():
         return Numbered(train, val, _check_classes(train, val))
+    _check_targets_finite(train, val)
     _check_values(train, val)
     edges, are_classes = _edges(train, val)
     train = replace(train, target=torch.bucketize(_values(train), edges))
@@ -628,8 +706,9 @@ def rows_needed(gap: Gap, k: int) -> tuple[int, int]:
     return {"shared": (k, 1), "stable": (2, 1)}.get(gap, (k, k))
 
 
-def check_rows(numbered: Numbered, gap: Gap) -> None:
+def check_rows(columns: Sequence[Numbered], gap: Gap) -> None:
     """Raises if too few samples of a split have a modality."""
+    numbered = max(columns, key=lambda column: column.k)
     needed = rows_needed(gap, numbered.k)
     for split, need in zip((numbered.train, numbered.val), needed, strict=True):
         have = [
@@ -677,14 +756,19 @@ def check_finite(
         )
 
 
-def _check_values(train: Features, val: Features) -> None:
-    """Raises on every rank if a regression target is NaN or infinite, or constant."""
+def _check_targets_finite(train: Features, val: Features) -> None:
+    """Raises on every rank if a regression target is NaN or infinite."""
     for split, where in ((train, "training"), (val, "validation")):
         bad = (~split.target.isfinite()).any().long()
         if int(distributed.max_(bad, sharded=split.sharded)):
             raise UserError(
                 f"a target of the {where} split is NaN or infinite. Leave out samples without one."
             )
+
+
+def _check_values(train: Features, val: Features) -> None:
+    """Raises on every rank if a regression target is constant."""
+    for split, where in ((train, "training"), (val, "validation")):
         low, high = extent(_values(split)[:, None], sharded=split.sharded)
         if bool(low == high):
             raise UserError(
@@ -743,10 +827,10 @@ def _check_modalities(train: Features, val: Features) -> None:
     for split in (train, val):
         if split.target.ndim > 2 or split.target.shape[1:] != train.target.shape[1:]:
             raise UserError(
-                "a diagnosis takes one class or one value for each sample, or a column of 0 and 1 "
-                f"for each of several labels; found targets of shape {tuple(split.target.shape)} "
-                f"in one split and {tuple(train.target.shape)} in the training split. Pass the "
-                "same columns of both."
+                "a diagnosis takes one class or one value for each sample, or a column for each of "
+                f"several labels or numbers; found targets of shape {tuple(split.target.shape)} in "
+                f"one split and {tuple(train.target.shape)} in the training split. Pass the same "
+                "columns of both."
             )
     for name, x in train.features.items():
         if x.shape[1] != val.features[name].shape[1]:
@@ -781,7 +865,7 @@ def _largest(x: Tensor, *, sharded: bool) -> int:
     return int(distributed.max_(largest, sharded=sharded))
 
 
-def _values(split: Features) -> Float[Tensor, " n"]:
+def _values(split: Features) -> Float[Tensor, "n *c"]:
     """A regression target, precise enough to tell values apart."""
     return split.target.to(torch.promote_types(split.target.dtype, torch.float32)).contiguous()
 

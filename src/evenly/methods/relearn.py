@@ -36,7 +36,7 @@ from evenly.output import Output
 from evenly.probe import Probe, Split
 from evenly.ranges import check_choice, check_range
 from evenly.reinit import check_initial, check_kinds, cut_like, initial_of, soft_reinit_
-from evenly.targets import counted, in_words
+from evenly.targets import Kind, counted, in_words, kinds
 
 Initial = Mapping[str, Mapping[str, Tensor]]
 _log = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ class Relearn(Method):
 
     Re-learning pulls back what an encoder computes, however it is parametrised: see `soft_reinit_`
     for low-rank adapters, weight norms and quantised bases. Diagnoses skip samples whose target is
-    the criterion's `ignore_index`. The paper has one class for each sample; for several labels,
-    evenly has its own purity (`diagnose`).
+    the criterion's `ignore_index`. The paper has one class for each sample; for numbers and for
+    several labels, evenly has its own purity (`diagnose`).
 
     The first time that a gap may not be real, the first rank logs a warning that says so (logger
     `evenly.methods.relearn`).
@@ -287,19 +287,31 @@ class Relearn(Method):
             check_kinds(encoder, self.initial[name], f"encoder '{name}'")
         probe = self._probe(probe)
         train, val = self._look(probe, "train"), self._look(probe, "val")
-        several = train.target.ndim > 1
-        if several and not are_labels(train.target, sharded=train.sharded):
+        several = train.target.ndim > 1 and not are_labels(train.target, sharded=train.sharded)
+        if several and not self._takes_numbers(train):
             raise UserError(
                 f"{type(self).__name__} takes {in_words(self.info.targets)}; found targets of "
-                f"shape {tuple(train.target.shape)} that are not 0 or 1 for each label. Its "
-                "clusters are compared with one class or number for each sample, or with labels."
+                f"shape {tuple(train.target.shape)} that are not 0 or 1 for each label. Pass one "
+                "class for each sample, such as target.argmax(1) of soft labels, or labels of 0 "
+                "and 1."
             )
-        numbered = in_classes(train, val)
-        check_sample(self.sample, numbered.k)
-        check_rows(numbered, self.gap)
+        columns = in_classes(train, val)
+        check_sample(self.sample, max(column.k for column in columns))
+        check_rows(columns, self.gap)
         for name in self.encoders:
             check_finite(train, name, "training")
             check_finite(val, name, "validation")
+
+    def _takes_numbers(self, split: Features) -> bool:
+        """Whether targets in columns may be numbers to regress on, and the method takes these."""
+        may_be = split.target.new_tensor("number" in self._columns(split), dtype=torch.long)
+        # A rank without rows cannot tell them from soft labels.
+        may_be = distributed.max_(may_be, sharded=split.sharded)
+        return bool(may_be) and "number" in self.info.targets
+
+    def _columns(self, split: Features) -> tuple[Kind, ...]:
+        """What targets in columns may be; logits have the same shape."""
+        return kinds(split.target, split.target, self.criterion)
 
     def _look(self, probe: Probe, split: Split) -> Features:
         """The features of the given encoders only, for samples with a label."""
@@ -321,10 +333,14 @@ class Relearn(Method):
         if features.target.ndim == 2 and features.target.shape[1] == 1:  # as for one logit
             features = replace(features, target=features.target[:, 0])
         features = replace(features, features=own)
-        if features.target.is_floating_point() or features.target.ndim > 1:
+        if features.target.is_floating_point():
             return features
-        if width == 1:  # whole numbers to regress on, or the 0 and 1 of one logit
+        several = features.target.ndim > 1
+        # Whole numbers to regress on, or the 0 and 1 of one logit.
+        if width == 1 or (several and "number" in self._columns(features)):
             return replace(features, target=features.target.float())
+        if several:
+            return features
         here = counted(features.target, width, self.criterion)
         return features if bool(here.all()) else features.where(here)
 

@@ -205,10 +205,9 @@ def test_studies_of_numbers(tmp_path, capsys):
     for study in ("figure1", "figure3"):
         with pytest.raises(ValueError, match="separate classes, but one has numbers"):
             planned(STUDIES[study], one)
-    with pytest.raises(ValueError, match="only joint takes 2 numbers per sample, as two has them"):
-        planned(STUDIES["figure5"], two)
-    assert "relearn" not in planned(STUDIES["table"], two)[1]
-    assert "do not take 2 numbers per sample: ensemble," in capsys.readouterr().err
+    assert planned(STUDIES["figure5"], two)[1] == planned(STUDIES["figure5"], one)[1]
+    assert "relearn" in planned(STUDIES["table"], two)[1]
+    assert "do not take regression targets: ensemble," in capsys.readouterr().err
 
     out = tmp_path / "out"
     small = ("--data", one.data, "--epochs", "4", "--width", "8", "--jobs", "2")

@@ -89,8 +89,9 @@ def test_the_clusters_are_those_of_the_task():
     here = {"x": torch.arange(120) % 30 < 4}
     numbers, labels = torch.rand(120, 1), (torch.arange(120)[:, None] % torch.arange(2, 8)) < 1
     of_numbers = numbers, Numbers(("size",)), ["size"], r"8 of 60 samples of the training .* 10 "
+    several = torch.cat([numbers, numbers.square()], 1), Numbers(("a", "b")), ["a", "b"]
     of_labels = labels.float(), None, list("abcdef"), r"4 of 30 samples of the validation .* 6 "
-    for target, task, names, said in (of_numbers, of_labels):
+    for target, task, names, said in (of_numbers, (*several, of_numbers[3]), of_labels):
         data = Data("mine", inputs, target, ROWS, names, present=here, task=task)
         with pytest.raises(ValueError, match=rf"'x' is in {said}clusters .*\. Set --d"):
             prepare([Cell(Training(), "joint", 0)], data)

@@ -174,6 +174,8 @@ def test_several_numbers_are_trained_predicted_and_exported(tmp_path, capsys):
     for name, own in zip(("degrees", "metres"), error, strict=True):
         assert metrics[f"error/{name}"] == pytest.approx(own, rel=1e-4)
     assert (error < 0.5 * target[40:].std(0)).all()  # both are learnt, whatever their size
+    with (folder / "metrics.csv").open() as file:
+        assert 0 < float(list(csv.DictReader(file))[-1]["purity_val/x"]) <= 1
     capsys.readouterr()
     main(["predict", str(folder), "--data", str(path)])
     head, first, *_ = capsys.readouterr().out.splitlines()

@@ -232,14 +232,8 @@ def planned(study: Study, training: Training) -> tuple[Training, list[str]]:
     asked = study.asked(training, data)
     methods = expanded(split(study.methods(training)), data.modalities)
     fitting = [method for method in methods if takes_task(method, data.task)]
-    what = wanted(data.task)
-    if len(fitting) < 2:
-        raise UserError(
-            f"of the methods of this study, only {' and '.join(fitting)} takes {what}, as "
-            f"{data.name} has them. 'evenly compare --methods all' compares all that do."
-        )
     if unfit := [method for method in methods if method not in fitting]:
-        say([f"left out, as they do not take {what}: {', '.join(unfit)}."])
+        say([f"left out, as they do not take {wanted(data.task)}: {', '.join(unfit)}."])
     if met := [method for method in fitting if not takes_fusion(method, asked.fusion)]:
         words = f"encoders that do not see each other, unlike --fusion {asked.fusion}"
         say([f"left out, as they need {words}: {', '.join(met)}."])

@@ -504,19 +504,12 @@ def expanded(
 def left_out(task: Task | None = None) -> list[str]:
     """The methods that do not accept a task's targets; by default, classes."""
     task = Classes(()) if task is None else task
-    return [name for name, kind in METHODS.items() if not _fits(kind, task)]
+    return [name for name, kind in METHODS.items() if task.takes not in kind.info.targets]
 
 
 def wanted(task: Task) -> str:
     """What a method must take to train on a task, in words."""
-    return (
-        f"{len(task.names)} numbers per sample" if several_numbers(task) else in_words([task.takes])
-    )
-
-
-def several_numbers(task: Task) -> bool:
-    """Whether each sample has several numbers, which have no purity."""
-    return task.name == "number" and len(task.names) > 1
+    return in_words([task.takes])
 
 
 def unsuited(fusion: str) -> dict[str, list[str]]:
@@ -565,15 +558,9 @@ def _unsuitable(cell: Cell, name: str, need: str, found: str, instead: str) -> U
     return UserError(f"{name} needs {need}, but with {fusion} {found}. {instead}")
 
 
-def _fits(kind: type[Method], task: Task) -> bool:
-    return task.takes in kind.info.targets and not (
-        several_numbers(task) and issubclass(kind, Relearn)
-    )
-
-
 def takes_task(method: str, task: Task) -> bool:
     """Whether a method, or each of several in one, accepts the targets of a task."""
-    return all(_fits(_kind(spec), task) for spec in together(method))
+    return all(task.takes in _kind(spec).info.targets for spec in together(method))
 
 
 def check_task(cell: Cell, data: Data) -> None:
@@ -581,15 +568,12 @@ def check_task(cell: Cell, data: Data) -> None:
     task = data.task
     for spec in together(cell.method):
         kind = _kind(spec)
-        if _fits(kind, task):
-            continue
-        takes, has = in_words(kind.info.targets), in_words([task.takes])
-        if task.takes in kind.info.targets:
-            takes, has = "one number a sample", str(len(task.names))
-        raise UserError(
-            f"{spec.name} takes {takes}, but {data.name} has {has}. Leave the method out; "
-            "'evenly methods NAME' lists what each takes."
-        )
+        if task.takes not in kind.info.targets:
+            raise UserError(
+                f"{spec.name} takes {in_words(kind.info.targets)}, but {data.name} has "
+                f"{wanted(task)}. Leave the method out; 'evenly methods NAME' lists what each "
+                "takes."
+            )
 
 
 def _variants(name: str, kind: type[Method], modalities: Iterable[str]) -> list[str]:

@@ -6,22 +6,16 @@ from dataclasses import dataclass
 import torch
 
 from evenly.data import Data, SplitName
-from evenly.data.tasks import Task
 from evenly.diagnosis.gap import Gap, in_classes, rows_needed
 from evenly.errors import UserError
 from evenly.features import Features
-from evenly.lab.run.build import settings_of, several_numbers
-from evenly.lab.run.settings import CALLED, Cell, Training
+from evenly.lab.run.build import settings_of
+from evenly.lab.run.settings import CALLED, Cell
 from evenly.method import Method
 from evenly.methods.composed import parts
 from evenly.methods.relearn import Relearn
 from evenly.nn import LateFusion
 from evenly.spec import together
-
-
-def measured_every(training: Training, task: Task) -> int:
-    """Epochs between measurements of purity and gap (0: never)."""
-    return 0 if several_numbers(task) else training.measure_every
 
 
 def check_diagnoses(runs: Sequence[tuple[Cell, LateFusion, Method]], data: Data) -> None:
@@ -34,7 +28,7 @@ def check_diagnoses(runs: Sequence[tuple[Cell, LateFusion, Method]], data: Data)
     Raises:
         ValueError: If the targets cannot be clustered, or too few samples have a modality.
     """
-    planned = dict.fromkeys(each for run in runs for each in _planned(*run, data.task))
+    planned = dict.fromkeys(each for run in runs for each in _planned(*run))
     lacking = [(each, *lack) for each in planned for lack in _lacks(each, data)]
     if not lacking:
         return
@@ -79,9 +73,9 @@ class _Planned:
         return "train", self.judged
 
 
-def _planned(cell: Cell, model: LateFusion, method: Method, task: Task) -> Iterator[_Planned]:
+def _planned(cell: Cell, model: LateFusion, method: Method) -> Iterator[_Planned]:
     """What a run measures for the figures, and what its methods look at by themselves."""
-    if measured_every(cell.training, task):
+    if cell.training.measure_every:
         for split in dict.fromkeys(("val", cell.training.selects_on)):
             yield _Planned(tuple(model.encoders), split)
     for spec, part in zip(together(cell.method), parts(method), strict=True):
@@ -92,7 +86,8 @@ def _planned(cell: Cell, model: LateFusion, method: Method, task: Task) -> Itera
 
 def _lacks(planned: _Planned, data: Data) -> Iterator[tuple[str, SplitName, int, int]]:
     """Modalities that too few samples of a split have, the number needed and that of clusters."""
-    k = in_classes(*(_targets(data, split) for split in planned.splits)).k
+    columns = in_classes(*(_targets(data, split) for split in planned.splits))
+    k = max(column.k for column in columns)
     for split, need in zip(planned.splits, rows_needed(planned.gap, k), strict=True):
         for name in planned.modalities:
             if _having(data, split, name) < need:

@@ -12,7 +12,6 @@ from evenly.data import SplitName
 from evenly.data.dataset import bare
 from evenly.diagnosis.gap import diagnose
 from evenly.features import Features
-from evenly.lab.run.diagnoses import measured_every
 from evenly.lab.run.evaluation import Evaluation
 from evenly.lab.run.inspection import informed
 from evenly.lab.run.parts import Parts
@@ -143,7 +142,7 @@ def _measured(parts: Parts, epoch: int) -> Row:
     training = parts.cell.training
     # The first is the split that a method may see; the last selects the epoch.
     judged = dict.fromkeys(("val", training.selects_on))
-    every = measured_every(training, parts.data.task)
+    every = training.measure_every
     diagnosed = every and (epoch % every == 0 or epoch == training.epochs - 1)
     row: Row = {}
     seen: dict[SplitName, Features] = {}
