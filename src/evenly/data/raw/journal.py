@@ -331,6 +331,7 @@ class Journal:
             shards={path: size_of(Path(path)) for path in shards},
             made_by=made_by,
             official=source.official,
+            label_columns=list(source.label_columns),
             version=version("evenly"),
             notes=notes,
         )
