@@ -332,6 +332,14 @@ def test_what_print_config_prints_gives_the_same_settings(command, recipe, tmp_p
     assert evenly(command, "--config", printed, "--print_config").stdout == bare
 
 
+def test_what_is_given_is_told_from_defaults():
+    found = parsed(["study", "transformers", "--lr=0.1", "--encoders.visual", "vit"])
+    assert found.given == {"lr", "encoders"}
+    found = parsed(["study", "table", "--recipe", "cremad-resnet18", "--width", "8"])
+    assert found.given >= {"width", "encoders", "optimizer", "lr", "source"}
+    assert "fusion" not in found.given
+
+
 def test_what_is_typed_changes_what_files_say(tmp_path):
     (tmp_path / "a.yaml").write_text("epochs: 5\nlr: 0.5\nencoders: {m1: mlp}\nskip-broken: true\n")
     (tmp_path / "b.yaml").write_text("epochs: 6\nrecipe: mosi-mult\nlimit-samples: 8\n")

@@ -166,9 +166,34 @@ def test_transformers_meet_in_bottlenecks_where_all_modalities_have_steps(tmp_pa
     model = build_model(load_data(training), Cell(training, "joint", 0))
     assert type(model.head).__name__ == "BottleneckHead"
     mine, _ = planned(STUDIES["transformers"], replace(asked, encoders={"eye": "vit"}))
-    assert mine.encoders == {"eye": "vit"}
+    assert mine.encoders == {"eye": "vit", "steps": "transformer"}
+    assert (mine.fusion, mine.optimizer, mine.lr) == ("concat", "adamw", 3e-4)
+    said = capsys.readouterr().err
+    assert "the study leaves as given: --encoders.eye vit." in said
+    assert "the encoders meet by --fusion concat, as some are given." in said
     with pytest.raises(ValueError, match="has only vectors"):
         planned(STUDIES["transformers"], Training(data=DATA))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"lr": 1e-3}, ("adamw", 1e-3, "mbt")),
+        ({"optimizer": "adamw(betas=[0.9,0.98])"}, ("adamw(betas=[0.9,0.98])", 3e-4, "mbt")),
+        ({"optimizer": "sgd"}, ("sgd", Training().lr, "mbt")),  # 3e-4 is AdamW's
+        ({"optimizer": "sgd", "lr": 0.01, "fusion": "concat"}, ("sgd", 0.01, "concat")),
+    ],
+)
+def test_a_study_changes_only_what_is_not_given(changes, expected, tmp_path, capsys):
+    labels, part = np.arange(24) % 2, np.repeat([0, 1, 2], 8)
+    steps = {name: np.ones((24, 6, 3), np.float32) for name in ("a", "b")}
+    save_npz(tmp_path / "t.npz", labels, part, steps, ["no", "yes"])
+    asked = Training(data=str(tmp_path / "t.npz"), **changes)
+    found, _ = planned(STUDIES["transformers"], asked, changes.keys())
+    assert (found.optimizer, found.lr, found.fusion) == expected
+    said = capsys.readouterr().err
+    assert "the study leaves as given: " in said
+    assert all(f"--{name} {value}" in said for name, value in changes.items())
 
 
 def test_what_a_study_needs_is_said():
