@@ -113,16 +113,13 @@ def _transformers(training: Training, data: Data, given: Set[str]) -> Training:
     if len(found) == len(data.modalities):
         usual["fusion"] = "mbt"
     kept = [f"--encoders.{name} {text}" for name, text in own.items()]
-    kept += [f"--{name} {getattr(training, name)}" for name in usual if name in given]
+    named = [name for name in ("optimizer", "lr", "fusion") if name in given]
+    kept += [f"--{name} {getattr(training, name)}" for name in named]
     if kept:
         say([f"the study leaves as given: {', '.join(kept)}."])
     if own and "fusion" not in given:
-        say(
-            [
-                f"the encoders meet by --fusion {training.fusion}, as some are given. Add --fusion mbt "
-                "if all return tokens of one width."
-            ]
-        )
+        how = f"the encoders meet by --fusion {training.fusion}, as some are given"
+        say([f"{how}. Add --fusion mbt if all return tokens of one width."])
     chosen = {name: value for name, value in usual.items() if name not in given}
     return replace(training, encoders={**own, **found}, **chosen)
 
