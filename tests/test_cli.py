@@ -545,6 +545,15 @@ def test_diagnose(features):
     assert "s.e." in evenly("diagnose", features, "--gap", "matched").stdout
 
 
+def test_diagnose_advises_only_what_it_offers(features, tmp_path):
+    with np.load(features) as file:
+        arrays = dict(file)
+    arrays["labels"] = arrays["labels"] + 0.5
+    np.savez(tmp_path / "f.npz", **arrays)
+    said = evenly("diagnose", tmp_path / "f.npz").stderr
+    assert "If they are classes or labels, save them as whole numbers" in said
+
+
 def test_diagnose_needs_validation_and_no_test(features, tmp_path):
     arrays = dict(np.load(features))
     np.savez(tmp_path / "a.npz", **{name: x[:40] for name, x in arrays.items()})
