@@ -1,7 +1,6 @@
 """Features of frozen encoders: computed once for runs that share data, weights and settings."""
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from evenly.data import Batch, Data, Modality, Padded, Split
 from evenly.data.dataset import SPLITS
-from evenly.files import replacing
+from evenly.files import locked, replacing
 from evenly.lab.run.inspection import LEVELS, noise
 from evenly.lab.run.place import Place
 from evenly.lab.run.settings import Training
@@ -198,12 +197,6 @@ def _read(path: Path, count: int) -> Tensor | None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Waits until no other process makes features in a folder."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with (folder / "lock").open("w") as handle:
-        with suppress(OSError):  # some file systems have no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with (folder / "lock").open("w") as file:
+        locked(file, wait=True)
         yield
