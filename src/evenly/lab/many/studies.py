@@ -271,13 +271,14 @@ def write_study(name: str, out: Path, methods: Sequence[str]) -> list[Path]:
         methods: Methods of the study.
 
     Returns:
-        The files: NAME.md, NAME.tex, NAME.csv and NAME.svg.
+        The files: study-NAME.md, .tex, .csv and .svg. A report of the whole folder may write a
+        table.md of its own.
     """
     study = STUDIES[name]
     rows = [row for row in read_results(out) if row["method"] in methods]
     lines = summary(rows, read_answers(out), study.reference)
     comparison = _restricted(read_comparison(out), methods, lines, study.reference)
-    files = [out / f"{name}{ending}" for ending in (".md", ".tex", ".csv", ".svg")]
+    files = [out / f"study-{name}{ending}" for ending in (".md", ".tex", ".csv", ".svg")]
     write_text(files[0], markdown(comparison))
     write_text(files[1], latex(comparison))
     protocol = {"protocol": comparison.config["protocol"]}
