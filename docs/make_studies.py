@@ -97,9 +97,9 @@ def of_set(arguments, study, name, own):
     run([EVENLY, *command, "--data", file, "--out", out])
     picture = HERE / "studies" / f"{study}-{name}.svg"
     picture.parent.mkdir(exist_ok=True)
-    shutil.copy(out / f"{study}.svg", picture)
+    shutil.copy(out / f"study-{study}.svg", picture)
     shown = shlex.join(["evenly", *command, "--data", f"{name}.npz"])
-    table, _, _ = (out / f"{study}.md").read_text(encoding="utf-8").partition("\n\n")
+    table, _, _ = (out / f"study-{study}.md").read_text(encoding="utf-8").partition("\n\n")
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     what = f"torch {config['versions']['torch']}; precision {precision(out)}"
     machine = f"{config['hardware']}; {what}."

@@ -362,6 +362,7 @@ def test_what_print_config_prints_gives_the_same_settings(command, recipe, tmp_p
     mine.write_text("\n".join((*recipe, *BESIDE, *OWN[command])))
     printed.write_text(evenly(command, "--config", mine, "--print_config").stdout)
     first, second = (parsed([command, f"--config={path}"]).as_dict() for path in (mine, printed))
+    assert first.pop("given") < second.pop("given")  # the printed file holds every setting
     assert first == second
     assert first["lr"] == 1e-5
     assert (first["precision"], first["data"], first["out"]) == ("32", "1e3", "a%20b?")
@@ -369,6 +370,14 @@ def test_what_print_config_prints_gives_the_same_settings(command, recipe, tmp_p
     bare = evenly(command, "--print_config").stdout
     printed.write_text(bare)
     assert evenly(command, "--config", printed, "--print_config").stdout == bare
+
+
+def test_what_is_given_is_told_from_defaults():
+    found = parsed(["study", "transformers", "--lr=0.1", "--encoders.visual", "vit"])
+    assert found.given == {"lr", "encoders"}
+    found = parsed(["study", "table", "--recipe", "cremad-resnet18", "--width", "8"])
+    assert found.given >= {"width", "encoders", "optimizer", "lr", "source"}
+    assert "fusion" not in found.given
 
 
 def test_what_is_typed_changes_what_files_say(tmp_path):
@@ -574,6 +583,15 @@ def test_diagnose(features):
     assert rows["text"] == [1.0, 1.0, 0.0]
     assert rows["audio"] == [1.0, 0.75, 0.25]
     assert "s.e." in evenly("diagnose", features, "--gap", "matched").stdout
+
+
+def test_diagnose_advises_only_what_it_offers(features, tmp_path):
+    with np.load(features) as file:
+        arrays = dict(file)
+    arrays["labels"] = arrays["labels"] + 0.5
+    np.savez(tmp_path / "f.npz", **arrays)
+    said = evenly("diagnose", tmp_path / "f.npz").stderr
+    assert "If they are classes or labels, save them as whole numbers" in said
 
 
 def test_diagnose_needs_validation_and_no_test(features, tmp_path):

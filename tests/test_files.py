@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from evenly.errors import UserError
-from evenly.files import held, naming, remove_leftovers, replacing
+from evenly.files import held, locked, naming, remove_leftovers, replacing
 from full import no_file_above
 
 
@@ -101,3 +103,24 @@ def test_a_folder_is_held_by_one_command_or_by_those_that_share_it(tmp_path):
         assert "another command is at work" in other(folder)
         (folder / "result").touch()
     assert (folder / "result").exists()
+
+
+def test_an_open_file_is_locked_by_one_or_by_those_that_share_it(tmp_path):
+    path = tmp_path / "a"
+    path.touch()
+    with path.open() as first, path.open() as second:
+        assert locked(first, shared=True)
+        assert locked(second, shared=True)
+        assert not locked(second)
+    with path.open() as third:
+        assert locked(third, wait=True)
+
+
+def test_a_file_system_without_locks_locks_nothing(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with held(tmp_path), (tmp_path / "a").open("w") as file:
+        assert locked(file)
+        assert locked(file, wait=True)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from evenly.errors import UserError
@@ -97,7 +97,7 @@ def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(folder, shared):
+        with _folder_locked(folder, shared):
             yield
     finally:
         for place in made:
@@ -106,25 +106,46 @@ def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(folder: Path, shared: bool) -> Iterator[None]:
-    if sys.platform == "win32":
+def _folder_locked(folder: Path, shared: bool) -> Iterator[None]:
+    if sys.platform == "win32":  # which opens no folders
         yield
         return
-    import fcntl
-
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some file systems have no locks
-            try:
-                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{folder}: another command is at work in this folder. Wait for its end, or "
-                    "choose another folder with --out."
-                ) from error
+        if not locked(handle, shared=shared):
+            raise UserError(
+                f"{folder}: another command is at work in this folder. Wait for its end, or "
+                "choose another folder with --out."
+            )
         yield
     finally:
         os.close(handle)
+
+
+def locked(file: int | IO[Any], *, shared: bool = False, wait: bool = False) -> bool:
+    """Keeps other processes from locking an open file or folder until it is closed.
+
+    Windows, and file systems without locks, lock nothing.
+
+    Args:
+        file: The open file, or its descriptor.
+        shared: Whether others that also share it may lock it at the same time.
+        wait: Whether to wait for others.
+
+    Returns:
+        Whether no other process has locked it.
+    """
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with suppress(OSError):  # some file systems have no locks
+        try:
+            fcntl.flock(file, how if wait else how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -26,6 +26,8 @@ NAMING = {"data", "encoders", "fusion", "method", "methods", "metrics"}
 def parsed(arguments: Sequence[str]) -> Namespace:
     """The options of a command, whose name comes first: typed ones, then those from files.
 
+    Of a command with settings, `given` names those that were typed or come from files.
+
     `~` means the home folder: shells do not expand it in --out=~/runs, nor do files.
     """
     options = _parsed(arguments[0], _underscored(arguments[1:]))
@@ -52,6 +54,8 @@ def _parsed(command: str, given: Sequence[str]) -> Namespace:
         settings = _recipe(recipes[-1], command, one.hints) | settings
     one.set_defaults(settings)
     options = one.parse_args(given)
+    named = (text[2:].partition("=")[0].partition(".")[0] for text in given if text[:2] == "--")
+    options["given"] = frozenset((*settings, *named))
     if files and not options.trust:
         asked = own_parts({name: options.get(name) for name in NAMING})
         _check_files(files, asked.keys(), _typed(given))

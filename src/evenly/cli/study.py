@@ -66,7 +66,7 @@ def run(options: Namespace) -> None:
     out = out_folder(options, Path("runs") / f"{given}-{options.name}")
     logs = Logs.of(options.logger, out)
     training = prepared(training, out, options, methods_in(asked.methods(training)))
-    training, methods = planned(asked, training)
+    training, methods = planned(asked, training, options.given)
     seeds = seeds_of(options, training, 5)
     report = compare(",".join(methods), seeds, training, out, pool, logs=logs)
     files = write_study(options.name, out, methods)

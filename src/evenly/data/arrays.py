@@ -416,8 +416,8 @@ class _Reader:
         kind = "sentiment, numbers from -3 to 3" if task.scale else "numbers"
         more = f" and {len(task.names) - 5} more" if len(task.names) > 5 else ""
         return (
-            f"{self.path.name}: 'labels' look like {kind} to regress on: {of_each}{more}. Use "
-            "--task classes, or labels, if they are not."
+            f"{self.path.name}: 'labels' look like {kind} to regress on: {of_each}{more}. If "
+            "they are classes or labels, save them as whole numbers (or train with --task)."
         )
 
     def _named(self, found: Array, target: Array) -> tuple[Array, list[str]]:

@@ -145,6 +145,7 @@ class Data:
             known because the data are generated.
         read: By modality, how its files were read, if the data came from files.
         names: Names of all samples, if they have any; those of a split are at its `rows`.
+        label_columns: The columns that held the labels, if the data came from a table.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class Data:
         read: Mapping[str, str] | None = None,
         names: Sequence[str] | None = None,
         task: Task | None = None,
+        label_columns: Sequence[str] = (),
     ) -> None:
         """Takes the arrays as they are.
 
@@ -180,8 +182,10 @@ class Data:
             read: By modality, how its files were read.
             names: Names of all samples.
             task: What to predict; by default classes, or labels if a target is a row.
+            label_columns: The columns of a table that held the labels.
         """
         self.name = name
+        self.label_columns = tuple(label_columns)
         self.names = names
         self.class_names = list(class_names)
         self.notes = list(notes)

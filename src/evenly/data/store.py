@@ -95,6 +95,7 @@ class Description:
         shards: Size in bytes of each file with streamed samples, by path.
         made_by: The command that made the store.
         official: The official data set that it holds, with every setting; empty for others.
+        label_columns: The columns of its table that held the labels; empty if it had no table.
         version: Version of evenly.
         notes: Sentences that a user of the data should see.
         format: Format of this file.
@@ -111,6 +112,7 @@ class Description:
     shards: dict[str, int] = field(default_factory=dict)
     made_by: str = ""
     official: str = ""
+    label_columns: list[str] = field(default_factory=list)
     version: str = ""
     notes: list[str] = field(default_factory=list)
     format: int = FORMAT
@@ -222,6 +224,7 @@ def open_store(folder: Path) -> Data:
         read={name: known.read for name, known in about.modalities.items()},
         names=about.names,
         task=task,
+        label_columns=about.label_columns,
     )
 
 

@@ -1,5 +1,6 @@
 """Stores made of real files by real processes, killed and continued, whole and broken."""
 
+import errno
 import json
 import os
 import re
@@ -19,13 +20,14 @@ import forked
 from clips import write_video
 from evenly.data.dataset import Data
 from evenly.data.raw.decode import batches
-from evenly.data.raw.journal import Journal, checksum
+from evenly.data.raw.journal import JOURNAL, Journal, checksum
 from evenly.data.raw.prepare import prepare
 from evenly.data.raw.readers import Array, Flow, Image, Spectrogram, Text, Video, Wave
 from evenly.data.raw.rows import Part
 from evenly.data.raw.source import Sample, Source
 from evenly.data.store import describe, is_store, open_store
 from evenly.data.tasks import Classes
+from evenly.files import locked
 from full import no_file_above
 from stores import assert_same
 from vectors import Killed, Slow
@@ -339,6 +341,24 @@ def everything(store, name):
     data = open_store(store)
     parts = [rows(data, split, name) for split in ("train", "val", "test")]
     return torch.cat(parts).flatten().tolist()
+
+
+def test_a_store_is_prepared_by_one_process_and_also_where_there_are_no_locks(
+    tmp_path, monkeypatch
+):
+    source, out = vectors(x=lambda k: [k, 1]), tmp_path / "store"
+    out.mkdir()
+    with (out / JOURNAL).open("w") as file:
+        assert locked(file)
+        with pytest.raises(ValueError, match=r"another process is preparing this store\. Wait"):
+            prepare(source, out, workers=1)
+
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    prepare(source, out, workers=1)
+    assert everything(out, "x") == [0, 1, 1, 1, 2, 1, 3, 1, 4, 1, 5, 1]
 
 
 class TestNames:

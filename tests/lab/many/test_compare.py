@@ -20,7 +20,7 @@ import trees
 from evenly.cli import main
 from evenly.data import save_npz
 from evenly.files import held, write_csv
-from evenly.lab.many.compare import Failed, circumstances, compare
+from evenly.lab.many.compare import Comparison, Failed, _prepare, circumstances, compare
 from evenly.lab.many.local import Local
 from evenly.lab.run.settings import Cell, Training, write_settings
 from evenly.lab.statistics.tables import SUMMARY, Answers, summary, table, write_tables
@@ -59,6 +59,20 @@ def comparison(tmp_path_factory):
     out = tmp_path_factory.mktemp("comparison")
     compare("joint,relearn(every=1,times=1),ogm_ge", 2, TRAINING, out, local(2))
     return out
+
+
+def test_joint_training_decides_the_precision_whichever_method_comes_first(tmp_path, monkeypatch):
+    asked = []
+
+    def faster(cell, data):
+        asked.append((cell.method, cell.training.lr))
+        return "32", "it is faster"
+
+    monkeypatch.setattr("evenly.lab.run.precision.faster", faster)
+    methods = ("unimodal(modality=m1)", "joint")
+    plan = Comparison(replace(TRAINING, precision="auto"), methods, 1, tmp_path)
+    assert {job.cell.training.precision for job in _prepare(plan, None)} == {"32"}
+    assert asked == [("joint", TRAINING.lr)]
 
 
 def test_the_folder(comparison):

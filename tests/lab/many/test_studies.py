@@ -47,7 +47,9 @@ def out(tmp_path_factory):
 @pytest.mark.slow
 def test_differences_are_to_the_studys_reference(out):
     write_study("diagnosis", out, SOME)
-    lines = {row["method"]: row for row in rows(out / "diagnosis.csv") if row["metric"] == "loss"}
+    lines = {
+        row["method"]: row for row in rows(out / "study-diagnosis.csv") if row["metric"] == "loss"
+    }
     assert set(lines) == set(SOME)
     values = {}
     for row in rows(out / "results.csv"):
@@ -59,15 +61,15 @@ def test_differences_are_to_the_studys_reference(out):
             continue
         wanted = np.mean(values[method]) - np.mean(values["relearn"])
         assert float(line["difference"]) == pytest.approx(wanted)
-    tested = [row for row in rows(out / "diagnosis.csv") if row["metric"] == "accuracy"]
+    tested = [row for row in rows(out / "study-diagnosis.csv") if row["metric"] == "accuracy"]
     tested = [line for line in tested if line["p_value"]]
     corrected = holm([float(line["p_value"]) for line in tested])
     assert len(tested) == 2
     assert [float(line["p_holm"]) for line in tested] == pytest.approx(corrected)
-    table = (out / "diagnosis.md").read_text()
+    table = (out / "study-diagnosis.md").read_text()
     assert "| against relearn (points) | p (Holm) |" in table
-    assert r"\begin{tabular}" in (out / "diagnosis.tex").read_text()
-    assert {"joint", "relearn", "relearn(gap=shared)"} <= texts(out / "diagnosis.svg")
+    assert r"\begin{tabular}" in (out / "study-diagnosis.tex").read_text()
+    assert {"joint", "relearn", "relearn(gap=shared)"} <= texts(out / "study-diagnosis.svg")
 
 
 def test_studies_of_one_folder_share_runs_and_correct_by_themselves(out, capsys):
@@ -77,11 +79,11 @@ def test_studies_of_one_folder_share_runs_and_correct_by_themselves(out, capsys)
     assert {path: path.stat().st_mtime for path in out.glob("runs/*/result.json")} == before
     said = capsys.readouterr().out
     assert "Figure 4: gap, purity and accuracy along training: " in said
-    own = [row for row in rows(out / "figure4.csv") if row["metric"] == "accuracy"]
+    own = [row for row in rows(out / "study-figure4.csv") if row["metric"] == "accuracy"]
     assert [row["method"] for row in own] == ["joint", "relearn"]
     assert own[1]["p_holm"] == own[1]["p_value"] != ""  # of one method there is nothing to correct
-    assert {"m1", "m2", "gap", "re-learning", "val accuracy, %"} <= texts(out / "figure4.svg")
-    assert {"m1", "joint", "relearn", "taken for another"} <= texts(out / "figure3.svg")
+    assert {"m1", "m2", "gap", "re-learning", "val accuracy, %"} <= texts(out / "study-figure4.svg")
+    assert {"m1", "joint", "relearn", "taken for another"} <= texts(out / "study-figure3.svg")
     assert set(read_comparison(out).methods) == set(SOME)
 
 
@@ -89,10 +91,10 @@ def test_studies_of_one_folder_share_runs_and_correct_by_themselves(out, capsys)
 def test_strengths_and_periods(tmp_path):
     command = ["study", "figure5", *SMALL, "--seeds", "1", "--epochs", "9"]
     assert main([*command, "--out", str(tmp_path)]) == 0
-    shown = texts(tmp_path / "figure5.svg")
+    shown = texts(tmp_path / "study-figure5.svg")
     assert {"0", "0.5", "1", "2", "3", "5", "10"} <= shown  # the strengths, 0 is joint training
     assert "epochs between re-learnings" in shown
-    found = {row["method"] for row in rows(tmp_path / "figure5.csv")}
+    found = {row["method"] for row in rows(tmp_path / "study-figure5.csv")}
     assert found == {
         "joint", "relearn", *(f"relearn(strength={v})" for v in ("0.5", "1", "2", "5", "10")),
         "relearn(every=1)", "relearn(every=3)",
@@ -106,9 +108,9 @@ def test_probes_of_encoders_and_models_of_one(tmp_path):
     command = ["compare", *SMALL, "--seeds", "1", "--methods", ",".join(methods)]
     assert main([*command, "--out", str(tmp_path)]) == 0
     write_study("figure1", tmp_path, methods)
-    shown = texts(tmp_path / "figure1.svg")
+    shown = texts(tmp_path / "study-figure1.svg")
     assert {"m1 alone", "m2 alone", "m1 (dotted: trained alone)", "m2"} <= shown
-    probed = {r["method"]: float(r["mean"]) for r in rows(tmp_path / "figure1.csv")
+    probed = {r["method"]: float(r["mean"]) for r in rows(tmp_path / "study-figure1.csv")
               if r["metric"] == "accuracy"}  # fmt: skip
     assert f"joint {100 * probed['joint']:.1f}" in shown  # a spot says its model's accuracy
 
@@ -166,9 +168,34 @@ def test_transformers_meet_in_bottlenecks_where_all_modalities_have_steps(tmp_pa
     model = build_model(load_data(training), Cell(training, "joint", 0))
     assert type(model.head).__name__ == "BottleneckHead"
     mine, _ = planned(STUDIES["transformers"], replace(asked, encoders={"eye": "vit"}))
-    assert mine.encoders == {"eye": "vit"}
+    assert mine.encoders == {"eye": "vit", "steps": "transformer"}
+    assert (mine.fusion, mine.optimizer, mine.lr) == ("concat", "adamw", 3e-4)
+    said = capsys.readouterr().err
+    assert "the study leaves as given: --encoders.eye vit." in said
+    assert "the encoders meet by --fusion concat, as some are given." in said
     with pytest.raises(ValueError, match="has only vectors"):
         planned(STUDIES["transformers"], Training(data=DATA))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"lr": 1e-3}, ("adamw", 1e-3, "mbt")),
+        ({"optimizer": "adamw(betas=[0.9,0.98])"}, ("adamw(betas=[0.9,0.98])", 3e-4, "mbt")),
+        ({"optimizer": "sgd"}, ("sgd", Training().lr, "mbt")),  # 3e-4 is AdamW's
+        ({"optimizer": "sgd", "lr": 0.01, "fusion": "concat"}, ("sgd", 0.01, "concat")),
+    ],
+)
+def test_a_study_changes_only_what_is_not_given(changes, expected, tmp_path, capsys):
+    labels, part = np.arange(24) % 2, np.repeat([0, 1, 2], 8)
+    steps = {name: np.ones((24, 6, 3), np.float32) for name in ("a", "b")}
+    save_npz(tmp_path / "t.npz", labels, part, steps, ["no", "yes"])
+    asked = Training(data=str(tmp_path / "t.npz"), **changes)
+    found, _ = planned(STUDIES["transformers"], asked, changes.keys())
+    assert (found.optimizer, found.lr, found.fusion) == expected
+    said = capsys.readouterr().err
+    assert "the study leaves as given: " in said
+    assert all(f"--{name} {value}" in said for name, value in changes.items())
 
 
 def test_what_a_study_needs_is_said():
@@ -218,8 +245,8 @@ def test_studies_of_numbers(tmp_path, capsys):
     ):
         command = ["study", study, *small, "--seeds", seeds, "--precision", "32"]
         assert main([*command, "--out", str(out / study)]) == 0
-        assert title in texts(out / study / f"{study}.svg")
-    with (out / "table" / "table.csv").open() as file:
+        assert title in texts(out / study / f"study-{study}.svg")
+    with (out / "table" / "study-table.csv").open() as file:
         assert {"mae", "pearson"} < {row["metric"] for row in csv.DictReader(file)}
 
 

@@ -2,6 +2,7 @@ import csv
 import math
 import os
 import shlex
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,11 +14,13 @@ import yaml
 from torch import nn
 
 from evenly.cli import main
-from evenly.data import Data, save_npz
+from evenly.data import Data, load, save_npz
+from evenly.files import file_address
 from evenly.lab.many.compare import compare
+from evenly.lab.many.database import reached
 from evenly.lab.many.local import Local
-from evenly.lab.many.trials import Search
-from evenly.lab.many.tune import Trials, _prepare, _versions, tune
+from evenly.lab.many.trials import Search, Studies
+from evenly.lab.many.tune import Trials, _decided, _prepare, _versions, tune
 from evenly.lab.many.tuned import Tuned, Tuning
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
@@ -370,6 +373,23 @@ def test_all_trials_train_in_the_precision_that_was_found_first(tmp_path, monkey
         tune(plain, local(1), storage)
     with pytest.raises(ValueError, match="'search' in this database uses --precision bf16"):
         tune(replace(plain, out=tmp_path / "three" / "search"), local(1), storage)
+
+
+def test_joint_training_decides_the_precision_of_a_search(tmp_path, monkeypatch):
+    asked = []
+
+    def faster(cell, data):
+        asked.append(cell.method)
+        return "32", "it is faster"
+
+    monkeypatch.setattr("evenly.lab.run.precision.faster", faster)
+    auto = replace(TRAINING, task="classes", select="accuracy", precision="auto")
+    search = replace(SEARCH, training=auto, methods=("unimodal(modality=m1)",), out=tmp_path)
+    studies = Studies(search, reached(file_address(tmp_path / "tune.db")))
+    with closing(studies):
+        training, notes = _decided(studies, {}, load(DATA))
+    assert (training.precision, asked) == ("32", ["joint"])
+    assert notes == ["precision: 32-bit floats, because it is faster."]
 
 
 def best(lr=0.02):

@@ -3,6 +3,7 @@
 import csv
 import math
 from dataclasses import replace
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from evenly.lab.many.job import Job, outcome
 from evenly.lab.many.local import Local
 from evenly.lab.run import loop, run
 from evenly.lab.run.build import build_model, build_optimizer
+from evenly.lab.run.evaluation import Evaluation
 from evenly.lab.run.hold import Hold
 from evenly.lab.run.logs import Logs, RunLog
 from evenly.lab.run.parts import Parts
@@ -204,8 +206,8 @@ class TestPatience:
         """Epochs that bring nothing after the third."""
         found = loop._measured
 
-        def measured(parts, epoch):
-            return found(parts, epoch) | {"val_accuracy": min(epoch, 2) / 10}
+        def measured(parts, record):
+            return found(parts, record) | {"val_accuracy": min(record.epoch, 2) / 10}
 
         monkeypatch.setattr(loop, "_measured", measured)
 
@@ -214,6 +216,16 @@ class TestPatience:
         result = run_cell(job.cell, job.folder)
         assert (result.best_epoch, result.epochs, result.steps) == (2, 5, 15)
         assert outcome(job).startswith("best epoch 2, ended after 5 of 12, validation 0.")
+
+    def test_the_epoch_at_which_a_run_ends_is_diagnosed(self, tmp_path, monkeypatch):
+        found, values = Evaluation.metrics, chain([0.0, 0.1], repeat(0.2))
+        monkeypatch.setattr(
+            Evaluation, "metrics", lambda self: found(self) | {"accuracy": next(values)}
+        )
+        run_cell(self.cell(diagnose_every=3), tmp_path)
+        with (tmp_path / "metrics.csv").open() as file:
+            diagnosed = [row["epoch"] for row in csv.DictReader(file) if row["gap/m1"]]
+        assert diagnosed == ["0", "3", "4"]
 
     def test_a_run_that_had_ended_stays_so(self, flat, tmp_path):
         """Killed before its result was written."""

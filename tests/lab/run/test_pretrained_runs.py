@@ -13,6 +13,7 @@ from evenly.data import load, save_npz
 from evenly.lab.run.build import build_model, build_optimizer, load_data
 from evenly.lab.run.kept import with_features
 from evenly.lab.run.place import Place
+from evenly.lab.run.precision import _steps
 from evenly.lab.run.prepare import prepare
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
@@ -239,6 +240,24 @@ def test_noise_that_differs_has_files_of_its_own(place, tmp_path):
                       / "features")  # fmt: skip
         counts.append(len(files(tmp_path)))
     assert counts == [3 + 2 * 4, 3 + 2 * 4 + 1 + 2 * 4]
+
+
+def test_precision_is_timed_on_the_features_that_a_run_steps_on(place, monkeypatch):
+    """A step then passes nothing through the frozen tower, which took the batch once, before."""
+    asked = cell(place, freeze="true", width=4)
+    data, counts = load_data(asked.training), []
+    pooled = Auto.pooled
+    monkeypatch.setattr(
+        Auto, "pooled", lambda self, x: (counts.append(tuple(x.shape)), pooled(self, x))[1]
+    )
+    steps = _steps(asked, data, "32", torch.device("cpu"))
+    assert next(steps) >= 0
+    tried, *counted = counts
+    assert tried == (2, 3, 16, 16)  # as the model is built
+    assert counted[0] == (10, 3, 16, 16)
+    assert counted[2:] == [(10, 8)]  # after the blank
+    next(steps)
+    assert counts[4:] == [(10, 8)]
 
 
 def test_features_of_a_run_alone_are_in_its_folder(place, tmp_path, monkeypatch):

@@ -96,6 +96,29 @@ def test_of_data_with_a_modality_too_rare_for_a_diagnosis(monkeypatch):
         checkup.of_data(Cell(Training(precision="32"), "joint", 0), 1)
 
 
+@pytest.mark.parametrize(
+    ("method", "fusion", "why"),
+    [
+        ("joint", "mbt", r"^--fusion mbt mixes .* separate them\. Use a fusion of features"),
+        (
+            "greedy",
+            "concat",
+            r"^the head 'mmtm' of greedy mixes .*\. Check a run of another method",
+        ),
+    ],
+)
+def test_encoders_that_see_each_other_cannot_be_separated(method, fusion, why, monkeypatch):
+    rows = {"train": torch.arange(30), "val": torch.arange(30, 60), "test": torch.arange(60, 90)}
+    shape = (90, 4, 2) if fusion == "mbt" else (90, 1, 8, 8)
+    inputs = {"x": torch.randn(shape), "y": torch.randn(shape)}
+    data = Data("mine", inputs, torch.arange(90) % 3, rows, list("abc"))
+    encoders = dict.fromkeys("xy", "transformer") if fusion == "mbt" else {}
+    training = Training(precision="32", width=8, fusion=fusion, encoders=encoders)
+    monkeypatch.setattr(checkup, "load_data", lambda training: data)
+    with pytest.raises(ValueError, match=why):
+        checkup.of_data(Cell(training, method, 0), 1)
+
+
 def test_refusals(compared, capsys, tmp_path):
     runs = compared / "runs"
     for arguments, why in (

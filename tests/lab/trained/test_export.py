@@ -91,7 +91,7 @@ def made(names, head="concat"):
 
 
 def run(model, stored):
-    return Trained(Path("run"), model.eval(), stored, Classes(["a", "b", "c"]), {}, {}, {}, [])
+    return Trained(Path("run"), model.eval(), stored, Classes(["a", "b", "c"]), {}, [], {}, {}, [])
 
 
 def batch(name, count, steps=None):

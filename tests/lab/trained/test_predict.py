@@ -420,6 +420,40 @@ def test_a_table_without_labels(tmp_path, capsys):
     assert "new.csv: 2 rows empty at the end: left out." in said
 
 
+@pytest.mark.parametrize(
+    ("trained_on", "options", "new", "labels"),
+    [
+        ("x,label,mood", ["--label", "mood"], "x,label,mood\n-2,rain,no\n2,sun,yes", ["no", "yes"]),
+        ("x,label,mood", ["--label", "mood"], "x,label\n-2,rain\n2,sun", ["", ""]),
+        ("x,mood,label", [], "x,mood,label\n-2,rain,no\n2,sun,yes", ["no", "yes"]),
+        ("x,mood,label", [], "x\n-2\n2", ["", ""]),
+        ("x,label_a,label_b", [], "x,label,label_a,label_b\n-2,c,1,0\n2,d,1,1", ["a", "a;b"]),
+        ("x,label_a,label_b", [], "x,label\n-2,c\n2,d", ["", ""]),
+    ],
+)
+def test_only_the_column_of_the_run_s_labels_is_read_as_such(
+    trained_on, options, new, labels, tmp_path, capsys
+):
+    several = "label_a" in trained_on
+    cells = [("1", "0"), ("0", "1")] if several else [("sun", "no"), ("rain", "yes")]
+    lines = [",".join((str(k % 2 * 4 - 2 + 0.01 * k), *cells[k % 2])) for k in range(40)]
+    (tmp_path / "t.csv").write_text(f"{trained_on}\n" + "\n".join(lines))
+    common = ["--data", str(tmp_path / "t.csv"), "--modalities", "x", "--epochs", "1"]
+    out = ["--method", "joint", "--width", "8", "--out", str(tmp_path / "run")]
+    assert main(["train", *common, *options, *out]) == 0
+    (tmp_path / "new.csv").write_text(new)
+    capsys.readouterr()
+    assert [r.label for r in rows(tmp_path / "run", str(tmp_path / "new.csv"))] == labels
+    kept = "new.csv: has no column" in (said := capsys.readouterr().err)
+    assert kept == (labels == ["", ""] and "label" in new)
+    assert "If 'label' holds the same, rename it." in said or not kept
+
+
+def test_a_run_that_knows_no_column_of_labels_takes_label(run, tmp_path):
+    (tmp_path / "new.csv").write_text('x,label\n"[1,1,1]",yes\n"[-1,-1,-1]",no')
+    assert [r.label for r in rows(run, str(tmp_path / "new.csv"))] == ["yes", "no"]
+
+
 def test_a_folder_as_the_hub_has_it(tmp_path):
     train, test = dataset(range(24)), dataset(range(24, 32))
     hub = on_the_hub(tmp_path / "hub", train=train, validation=test, test=test)

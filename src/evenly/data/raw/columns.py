@@ -19,6 +19,8 @@ from evenly.data.raw.figures import alone, numbers_of
 from evenly.data.raw.rows import Files
 from evenly.errors import UserError
 
+PLAIN = ("label", "cls")
+"""What a table, and a shard, call the label unless the user names another column."""
 RESERVED = ("label", "split", "name")
 """Columns that are not modalities."""
 LABEL = "label_"

@@ -8,7 +8,6 @@ journal records where their samples are, without values.
 
 import json
 import os
-import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -43,6 +42,7 @@ from evenly.data.store import (
 )
 from evenly.data.tasks import Numbers
 from evenly.errors import UserError, UserRuntimeError
+from evenly.files import locked
 
 JOURNAL = "journal.jsonl"
 _CHUNKS = 16
@@ -148,7 +148,11 @@ class Journal:
             )
         with ExitStack() as opened:
             self.file = opened.enter_context(path.open("a+b"))
-            _lock(self.file, self.out)
+            if not locked(self.file):
+                raise UserError(
+                    f"{self.out}: another process is preparing this store. Wait for it, or choose "
+                    "another --out."
+                )
             lines = self._lines(head)
             for name, part in self.parts.items():
                 if name not in self.streamed:
@@ -331,6 +335,7 @@ class Journal:
             shards={path: size_of(Path(path)) for path in shards},
             made_by=made_by,
             official=source.official,
+            label_columns=list(source.label_columns),
             version=version("evenly"),
             notes=notes,
         )
@@ -470,20 +475,6 @@ def is_whole(out: Path) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return True
-
-
-def _lock(file: IO[bytes], out: Path) -> None:
-    """Keeps other processes from writing to the same store while the file is open."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"{out}: another process is preparing this store. Wait for it, or choose another --out."
-        ) from error
 
 
 def _to_disk(files: Sequence[Path]) -> None:

@@ -49,8 +49,10 @@ class Target:
 
 def labelled(
     path: Path, columns: Columns, asked: str | None, *, needed: bool
-) -> tuple[Columns, list[str]]:
-    """The columns with the label column named `label`, and notes about it.
+) -> tuple[Columns, tuple[str, ...], list[str]]:
+    """The columns with the label column named `label`, what the table calls it, and notes about it.
+
+    Labels in several columns keep their names.
 
     Args:
         path: Path of the table.
@@ -82,14 +84,15 @@ def labelled(
     others = dict.fromkeys(columns.named_labels, "is named like a label, so it is not a modality")
     columns = replace(columns, aside={**columns.aside, **others})
     if name == "label":
-        return columns, []
+        called = ("label",) if "label" in columns.cells else tuple(several)
+        return columns, called, []
     cells = {"label": columns.cells[name]}
     cells |= {other: x for other, x in columns.cells.items() if other not in (name, "label")}
     classes = {other: x for other, x in columns.classes.items() if other not in (name, "label")}
     if name in columns.classes:
         classes["label"] = columns.classes[name]
     note = f"{path.name}: '{name}' is the label column."
-    return replace(columns, cells=cells, classes=classes), [note]
+    return replace(columns, cells=cells, classes=classes), (name,), [note]
 
 
 def target_of(path: Path, columns: Columns, asked: Asked = "auto", *, needed: bool) -> Target:

@@ -63,6 +63,8 @@ class Source:
         notes: Sentences that a user of the data should see.
         opened: Files that were read to find the samples, such as a table.
         official: The official data set with every setting; empty for the user's own data.
+        label_columns: The columns of a table that hold its labels, by its own names; empty for all
+            else.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Source:
     notes: Sequence[str] = field(default=())
     opened: Sequence[Path] = field(default=())
     official: str = ""
+    label_columns: Sequence[str] = field(default=())
 
     @property
     def target(self) -> Tensor:

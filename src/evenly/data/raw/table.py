@@ -154,7 +154,7 @@ def table(
         columns, notes = with_split(path, columns, taken, picked=bool(splits))
     if splits:
         columns = chosen(path, columns, splits)
-    columns, found_label = with_label(path, columns, label, needed=labelled)
+    columns, label_columns, found_label = with_label(path, columns, label, needed=labelled)
     notes += found_label
     several = [] if "label" in columns.cells else columns.several
     others = [name for name in columns.cells if name not in (*RESERVED, *several)]
@@ -237,7 +237,9 @@ def table(
         )
         for row in range(columns.rows)
     ]
-    return Source(stem_of(path), found, samples, target.task, notes, columns.opened)
+    return Source(
+        stem_of(path), found, samples, target.task, notes, columns.opened, "", label_columns
+    )
 
 
 def _unread(path: Path, name: str, reader: Text, texts: Sequence[str | None]) -> list[str]:

@@ -237,7 +237,8 @@ def _prepare(plan: Comparison, data: "Data | None") -> list[Job]:
     path = plan.out / "config.yaml"
     found = read_settings(path, "methods")
     check_apart(plan.variants())
-    first, data, decision = decided(plan.cells()[0], found, data)
+    # Of all modalities, whichever methods are compared and in whatever order.
+    first, data, decision = decided(Cell(plan.training, "joint", 0), found, data)
     left_open = {name: getattr(first.training, name) for name in ("task", "select", "precision")}
     plan = replace(plan, training=replace(plan.training, **left_open))
     shared = plan.settings()

@@ -7,7 +7,7 @@ test split during training is read from validation. The λ, periods and noise th
 beyond its defaults are unknown; those here are ours.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from math import gcd
 from pathlib import Path
@@ -24,7 +24,7 @@ from evenly.report import Drawing, figure1, figure3, figure4, figure5, scores
 from evenly.report.comparison import REFERENCE, Comparison
 from evenly.report.folder import estimate_of, read_comparison
 from evenly.report.formats import latex, markdown
-from evenly.spec import Spec, split
+from evenly.spec import Spec, parse, split
 
 TABLE = (
     "unimodal,joint,multi_loss,ensemble,finetune,modality_dropout,g_blending,ogm_ge,greedy,pmr,"
@@ -44,7 +44,7 @@ VARIANTS = (
     "relearn(batchnorm=reestimated,gap=stable,moments=cleared)",
 )
 
-Asked = Callable[[Training, Data], Training]
+Asked = Callable[[Training, Data, Set[str]], Training]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Study:
         methods: What is compared, given a length of training.
         draw: Draws the picture.
         reference: The method that all others are compared with.
-        asked: Training settings it uses unless the user gives others.
+        asked: Training settings it uses unless the user gives others, whose names come last.
     """
 
     title: str
@@ -65,10 +65,10 @@ class Study:
     methods: Callable[[Training], str]
     draw: Drawing
     reference: str = REFERENCE
-    asked: Asked = lambda training, data: training
+    asked: Asked = lambda training, data, given: training
 
 
-def _three(training: Training, data: Data) -> Training:
+def _three(training: Training, data: Data, given: Set[str]) -> Training:
     if len(data.modalities) < 3:
         raise UserError(
             f"this study needs three or more modalities; {data.name} has "
@@ -77,7 +77,7 @@ def _three(training: Training, data: Data) -> Training:
     return training
 
 
-def _separable(training: Training, data: Data) -> Training:
+def _separable(training: Training, data: Data, given: Set[str]) -> Training:
     if data.task.name == "number":
         raise UserError(
             f"this study shows how encoders separate classes, but {data.name} has numbers to "
@@ -86,7 +86,7 @@ def _separable(training: Training, data: Data) -> Training:
     return training
 
 
-def _noisy(training: Training, data: Data) -> Training:
+def _noisy(training: Training, data: Data, given: Set[str]) -> Training:
     if not training.noise:
         some = next(iter(data.modalities))
         raise UserError(
@@ -97,24 +97,31 @@ def _noisy(training: Training, data: Data) -> Training:
     return training
 
 
-def _transformers(training: Training, data: Data) -> Training:
+def _transformers(training: Training, data: Data, given: Set[str]) -> Training:
     """Small transformers, trained accordingly; they meet in bottleneck tokens if all can."""
-    if training.encoders:
-        return training
-    found = {name: _transformer(modality) for name, modality in data.modalities.items()}
-    encoders = {name: text for name, text in found.items() if text}
-    if not encoders:
+    own = training.encoders
+    free = {name: x for name, x in data.modalities.items() if name not in own}
+    found = {name: text for name, x in free.items() if (text := _transformer(x))}
+    if not (own or found):
         raise UserError(
             f"{data.name} has only vectors, and a transformer needs steps. Use data with "
             "sequences, texts, images or videos."
         )
-    usual = Training()
-    changed = replace(training, encoders=encoders)
-    if training.fusion == usual.fusion and len(encoders) == len(data.modalities):
-        changed = replace(changed, fusion="mbt")
-    if training.optimizer == usual.optimizer and training.lr == usual.lr:
-        changed = replace(changed, optimizer="adamw", lr=3e-4)
-    return changed
+    usual: dict[str, Any] = {"optimizer": "adamw"}
+    if "optimizer" not in given or parse(training.optimizer).name == "adamw":
+        usual["lr"] = 3e-4  # AdamW's
+    if len(found) == len(data.modalities):
+        usual["fusion"] = "mbt"
+    kept = [f"--encoders.{name} {text}" for name, text in own.items()]
+    named = [name for name in ("optimizer", "lr", "fusion") if name in given]
+    kept += [f"--{name} {getattr(training, name)}" for name in named]
+    if kept:
+        say([f"the study leaves as given: {', '.join(kept)}."])
+    if own and "fusion" not in given:
+        how = f"the encoders meet by --fusion {training.fusion}, as some are given"
+        say([f"{how}. Add --fusion mbt if all return tokens of one width."])
+    chosen = {name: value for name, value in usual.items() if name not in given}
+    return replace(training, encoders={**own, **found}, **chosen)
 
 
 def _transformer(modality: Modality) -> str:
@@ -222,14 +229,21 @@ STUDIES: dict[str, Study] = {
 """Studies by name."""
 
 
-def planned(study: Study, training: Training) -> tuple[Training, list[str]]:
+def planned(
+    study: Study, training: Training, given: Set[str] = frozenset()
+) -> tuple[Training, list[str]]:
     """The training and the methods of a study on some data.
+
+    Args:
+        study: The study.
+        training: The settings asked for.
+        given: Names of settings that the user chose, which a study leaves alone.
 
     Raises:
         ValueError: If the data do not allow it.
     """
     data = load_data(training)
-    asked = study.asked(training, data)
+    asked = study.asked(training, data, given)
     methods = expanded(split(study.methods(training)), data.modalities)
     fitting = [method for method in methods if takes_task(method, data.task)]
     if unfit := [method for method in methods if method not in fitting]:
@@ -251,13 +265,14 @@ def write_study(name: str, out: Path, methods: Sequence[str]) -> list[Path]:
         methods: Methods of the study.
 
     Returns:
-        The files: NAME.md, NAME.tex, NAME.csv and NAME.svg.
+        The files: study-NAME.md, .tex, .csv and .svg. A report of the whole folder may write a
+        table.md of its own.
     """
     study = STUDIES[name]
     rows = [row for row in read_results(out) if row["method"] in methods]
     lines = summary(rows, read_answers(out), study.reference)
     comparison = _restricted(read_comparison(out), methods, lines, study.reference)
-    files = [out / f"{name}{ending}" for ending in (".md", ".tex", ".csv", ".svg")]
+    files = [out / f"study-{name}{ending}" for ending in (".md", ".tex", ".csv", ".svg")]
     write_text(files[0], markdown(comparison))
     write_text(files[1], latex(comparison))
     protocol = {"protocol": comparison.config["protocol"]}

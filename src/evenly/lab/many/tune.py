@@ -149,7 +149,8 @@ def _decided(studies: Studies, found: Mapping[str, Any], data: Data) -> tuple[Tr
     asked = search.training.precision
 
     def decide() -> Precision:
-        cell, _, said = decided(_first(search)[0], found, data)
+        # Of all modalities, whichever methods are searched and in whatever order.
+        cell, _, said = decided(Cell(search.training, "joint", 0), found, data)
         notes.extend(said)
         return cell.training.precision
 

@@ -1,7 +1,6 @@
 """Features of frozen encoders: computed once for runs that share data, weights and settings."""
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from evenly.data import Batch, Data, Modality, Padded, Split
 from evenly.data.dataset import SPLITS
-from evenly.files import replacing
+from evenly.files import locked, replacing
 from evenly.lab.run.inspection import LEVELS, noise
 from evenly.lab.run.place import Place
 from evenly.lab.run.settings import Training
@@ -71,9 +70,45 @@ def with_features(
         found = {split: maker.features(part) for split, part in parts.items()}
         if "test" in parts and modality.kind != "text":
             noised[name] = {level: maker.features(parts["test"], level) for level in LEVELS}
-        maker.hand_over(parts["train"])
+        _hand_over(encoder, name, parts["train"], place)
         data = data.encoded(name, found)
     return data, noised
+
+
+def batch_with_features(
+    model: LateFusion, data: Data, training: Training, place: Place, batch: Batch
+) -> Batch:
+    """A training batch as `with_features` would give it; the encoders accept features from then on.
+
+    Nothing is written, and no other sample is encoded.
+    """
+    inputs = dict(batch["inputs"])
+    for name in keeps(model, data, training):
+        encoder = cast(Auto, model.encoders[name])
+        with _encoding(encoder, place):
+            inputs[name] = encoder.pooled(_input(batch, name, place))
+        _hand_over(encoder, name, data.split("train"), place)
+    return cast(Batch, {**batch, "inputs": inputs})
+
+
+def _hand_over(encoder: Auto, name: str, part: Split, place: Place) -> None:
+    """Makes an encoder accept features from now on."""
+    with _encoding(encoder, place):
+        encoder.take_features(_input(part.of(name)[0], name, place))
+
+
+def _input(batch: Batch, name: str, place: Place) -> Tensor | Padded:
+    x, device = batch["inputs"][name], place.device
+    return Padded(*(t.to(device) for t in x)) if isinstance(x, Padded) else x.to(device)
+
+
+@contextmanager
+def _encoding(encoder: Auto, place: Place) -> Iterator[None]:
+    before = encoder.training
+    encoder.eval()
+    with torch.no_grad(), place.autocast():
+        yield
+    encoder.train(before)
 
 
 class _Maker:
@@ -106,29 +141,15 @@ class _Maker:
         found = _read(path, len(part))
         return self._made(part, level) if found is None else found
 
-    def hand_over(self, part: Split) -> None:
-        """Makes the encoder accept features from now on."""
-        with self._encoding():
-            self.encoder.take_features(self._input(part[0]))
-
     def _made(self, part: Split, level: float) -> Float[Tensor, "n d"]:
         change = noise(self.modality, level) if level else lambda batch: batch
-        with self._encoding():
-            made = [self.encoder.pooled(self._input(change(b))).cpu() for b in _batches(part)]
+        name, place = self.modality.name, self.place
+        with _encoding(self.encoder, place):
+            made = [
+                self.encoder.pooled(_input(change(batch), name, place)).cpu()
+                for batch in _batches(part)
+            ]
         return torch.cat(made)
-
-    def _input(self, batch: Batch) -> Tensor | Padded:
-        x = batch["inputs"][self.modality.name]
-        device = self.place.device
-        return Padded(*(t.to(device) for t in x)) if isinstance(x, Padded) else x.to(device)
-
-    @contextmanager
-    def _encoding(self) -> Iterator[None]:
-        before = self.encoder.training
-        self.encoder.eval()
-        with torch.no_grad(), self.place.autocast():
-            yield
-        self.encoder.train(before)
 
 
 def _about(encoder: Auto, training: Training, place: Place) -> bytes:
@@ -176,12 +197,6 @@ def _read(path: Path, count: int) -> Tensor | None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Waits until no other process makes features in a folder."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with (folder / "lock").open("w") as handle:
-        with suppress(OSError):  # some file systems have no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with (folder / "lock").open("w") as file:
+        locked(file, wait=True)
         yield

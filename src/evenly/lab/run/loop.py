@@ -70,7 +70,7 @@ def fit(parts: Parts, record: Record) -> None:
             record.stepped()
         record.trained()
         with average.applied() if average else nullcontext():
-            measured = _measured(parts, epoch)
+            measured = _measured(parts, record)
         if schedule:
             schedule.end(epoch, measured["val_loss"])
         record.end(measured)
@@ -137,9 +137,9 @@ def _features(
     return found
 
 
-def _measured(parts: Parts, epoch: int) -> Row:
+def _measured(parts: Parts, record: Record) -> Row:
     """The metrics of the evaluated splits and, when due, purity and gap."""
-    training = parts.cell.training
+    training, epoch = parts.cell.training, record.epoch
     # The first is the split that a method may see; the last selects the epoch.
     judged = dict.fromkeys(("val", training.selects_on))
     every = training.measure_every
@@ -152,13 +152,19 @@ def _measured(parts: Parts, epoch: int) -> Row:
         else:
             found = evaluated(parts, split)
         row |= {f"{split}_{name}": value for name, value in found.metrics().items()}
-    if diagnosed:
-        row |= _diagnosis(_features(parts, "train", lambda output, _: output.features), seen)
+    if every and not diagnosed and record.ends_early(row):
+        seen = {split: _features(parts, split, _only_features) for split in judged}
+    if seen:
+        row |= _diagnosis(_features(parts, "train", _only_features), seen)
     for method in methods_of(parts.method):
         if isinstance(method, Relearn):
             for name, of_epoch in method.history.get(epoch, {}).items():
                 row |= {f"{column}/{name}": of_epoch[key] for key, column in _RELEARNT.items()}
     return row
+
+
+def _only_features(output: Output, target: Tensor) -> Mapping[str, Tensor]:
+    return output.features
 
 
 def _diagnosis(train: Features, seen: Mapping[SplitName, Features]) -> Row:

@@ -93,6 +93,13 @@ class Record:
         is_spent = training.patience is not None and waited >= training.patience
         return self.epoch == training.epochs or is_spent
 
+    def ends_early(self, measured: Row) -> bool:
+        """Whether the patience ends with the current epoch, given its metrics."""
+        patience = self.parts.cell.training.patience
+        if patience is None or self._is_better(measured):
+            return False
+        return self.epoch - self.best_epoch >= patience
+
     def begin(self) -> None:
         """An epoch begins: starts the clock, which covers only training and the method."""
         self._taken = 0  # steps
@@ -153,7 +160,7 @@ class Record:
         """The epoch is measured: keeps it, and the weights if they are the best."""
         row = {"epoch": self.epoch, **self._training(), **measured}
         self.rows.append(row)
-        if self.best_epoch < 0 or self._score(row) > self._score(self.rows[self.best_epoch]):
+        if self._is_better(row):
             self.best_epoch = self.epoch
             weights = self.parts.judged()
             if self.parts.place.is_first:
@@ -167,6 +174,10 @@ class Record:
             self._log.add(row, self.epoch - 1)
             self._log.add(self._means(), self.epoch - 1)
             self._progress(self.epoch - 1, row[f"{training.selects_on}_{self._select}"])
+
+    def _is_better(self, row: Row) -> bool:
+        """Whether an epoch is better than all before it."""
+        return self.best_epoch < 0 or self._score(row) > self._score(self.rows[self.best_epoch])
 
     def _score(self, row: Row) -> float:
         """How good an epoch is; lowest if the metric is NaN."""

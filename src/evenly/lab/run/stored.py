@@ -26,6 +26,7 @@ def about(data: Data, model: LateFusion) -> dict[str, Any]:
         "widths": {name: feature_width(name, x) for name, x in model.encoders.items()},
         "task": data.task.stated(),
         "read": dict(data.read),
+        "label_columns": list(data.label_columns),
     }
 
 

@@ -130,10 +130,14 @@ def _checked(
     parts: Parts, initial: dict[str, torch.Tensor] | None, epochs: int, interactions: bool
 ) -> Checkup:
     if parts.model.head.meets:
+        head = info_of(parts.cell.method).head
+        what, instead = f"the head '{head}' of {parts.cell.method}", "Check a run of another method"
+        if head == "concat":
+            what = f"--fusion {parts.cell.training.fusion}"
+            instead = "Use a fusion of features, such as concat"
         raise UserError(
-            f"the fusion of {parts.cell.method} ({parts.cell.training.fusion}) mixes modalities "
-            "inside the encoders, so a checkup cannot separate them. Use a fusion of features, "
-            "such as concat."
+            f"{what} mixes modalities inside the encoders, so a checkup cannot separate them. "
+            f"{instead}."
         )
     return checkup(
         parts.model,

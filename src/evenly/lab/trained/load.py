@@ -1,6 +1,6 @@
 """Loads a trained run from its folder, wherever that is now."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -114,6 +114,7 @@ class Best:
     widths: Mapping[str, int]
     task: Task
     read: Mapping[str, str]
+    label_columns: Sequence[str]
 
     def unfinished(self, folder: Path) -> list[str]:
         """A note if the run in this folder has not finished."""
@@ -145,6 +146,7 @@ def _best(path: Path, best: Any, *, is_final: bool) -> Best:
             converted("widths", best["widths"], dict[str, int]),
             restated(best["task"]),
             converted("read", best["read"], dict[str, str]),
+            converted("label_columns", best.get("label_columns", []), list[str]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -179,6 +181,7 @@ def _loaded(folder: Path, cell: Cell, best: Best) -> Trained:
         known,
         best.task,
         best.read,
+        best.label_columns,
         training.noise,
         training.lacking["test"],
         best.unfinished(folder),

@@ -1,7 +1,7 @@
 """Predictions of a trained run on new data."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from evenly.spec import parse
 
 if TYPE_CHECKING:
     from evenly.data.raw import Reader
+    from evenly.data.raw.columns import Columns
 
 BATCH = 64
 
@@ -37,6 +38,7 @@ class Trained:
         modalities: How the run's data stored its modalities, by name.
         task: What it predicts.
         read: By modality, how its files were read, if the data came from files.
+        label_columns: The columns that held the labels, if the data came from a table.
         noise: Noise added to the run's data by modality, in standard deviations.
         missing: By modality, the share of the run's test samples that it was taken from.
         notes: What a user of its weights should know: that the run has not finished.
@@ -47,6 +49,7 @@ class Trained:
     modalities: Mapping[str, Stored]
     task: Task
     read: Mapping[str, str]
+    label_columns: Sequence[str]
     noise: Mapping[str, float]
     missing: Mapping[str, float]
     notes: Sequence[str]
@@ -374,14 +377,23 @@ def _of_table(
                 "data set, which a table cannot name. Prepare a store of such files with "
                 "'evenly prepare', and give it as --data."
             )
-    aside = (*RESERVED, *columns.aside, *columns.named_labels)
+    columns, label, remarks = _with_labels_of(run, path, columns, made_of)
+    aside = (*RESERVED, *columns.aside, *columns.named_labels, *run.label_columns)
     parts = {column: name for name in there for column in made_of[name]}
     others = dict.fromkeys(
         parts.get(name, name) for name in columns.cells if name in parts or name not in aside
     )
     say(_differing(run, str(path), others, without))
-    source = table(path, names, readers, labelled=False, task=run.task.name, columns=columns)
-    say(source.notes)
+    source = table(
+        path,
+        names,
+        readers,
+        label=label,
+        labelled=False,
+        task=run.task.name,
+        columns=columns,
+    )
+    say([*remarks, *source.notes])
     if "split" in columns.cells:
         say([f"{path}: all rows are predicted, whatever their split."])
     for name, found in source.readers.items():
@@ -410,6 +422,46 @@ def _of_table(
     if broken:
         say([f"{len(broken)} broken rows were left out:\n{listed(broken)}"])
     say(_doubts(intakes))
+
+
+def _with_labels_of(
+    run: Trained, path: Path, columns: "Columns", made_of: Mapping[str, Collection[str]]
+) -> "tuple[Columns, str | None, list[str]]":
+    """The columns of a table without others that could pass for the labels of a run.
+
+    Args:
+        run: The run, which knows the columns of its own labels if it was trained on a table.
+        path: Path of the table.
+        columns: Columns of the table.
+        made_of: By modality of the run, its columns.
+
+    Returns:
+        The columns; which of them holds the labels, if the run's were in one that the table has;
+        and notes.
+    """
+    from evenly.data.raw.columns import PLAIN
+
+    wanted = run.label_columns
+    if not wanted:
+        return columns, None, []
+    alike = PLAIN if wanted[0] in PLAIN else ()
+    there = [name for name in dict.fromkeys((*wanted, *alike)) if name in columns.cells]
+    if len(wanted) == 1 and there:
+        return columns, there[0], []
+    kept = {*wanted, *(column for parts in made_of.values() for column in parts)}
+    candidates = dict.fromkeys((*PLAIN, *columns.labels, *columns.named_labels))
+    others = [name for name in candidates if name in columns.cells and name not in kept]
+    cells = {name: x for name, x in columns.cells.items() if name not in others}
+    if len(wanted) == 1:
+        cells["label"] = [None] * columns.rows
+    columns = replace(columns, cells=cells, labels=("label",))
+    if there or not others:
+        return columns, None, []
+    note = (
+        f"{path.name}: has no column '{wanted[0]}', which held the labels of {run.folder}, so the "
+        f"labels stay empty. If '{others[0]}' holds the same, rename it."
+    )
+    return columns, None, [note]
 
 
 def _check_numbers(run: Trained, path: Path, name: str, reader: "Reader") -> None:
