@@ -134,7 +134,7 @@ def test_each_verdict_is_shown_with_its_reason_and_what_to_try(write):
     [
         (-0.06, "The joint model is worse than sound alone, by 6.0 points (3.0 to 9.0)."),
         (0.05, "The joint model is better than the best modality alone, sound, by 5.0 points (2.0 to 8.0)."),  # noqa: E501
-        (-0.01, "It cannot be told whether the joint model is better than sound alone: the difference is −1.0 points (−4.0 to 2.0)."),  # noqa: E501
+        (-0.01, "It is unclear whether the joint model is better than sound alone: the difference is −1.0 points (−4.0 to 2.0)."),  # noqa: E501
     ],
 )  # fmt: skip
 def test_whether_all_together_are_better_is_said_first(write, together, first):

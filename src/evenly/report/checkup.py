@@ -258,7 +258,7 @@ def headline(found: Mapping[str, Any]) -> str:
         f"({less.interval}).",
         "better": f"The joint model is better than the best modality alone, {best}, by "
         f"{more.text} points ({more.interval}).",
-        "open": f"It cannot be told whether the joint model is better than {best} alone: the "
+        "open": f"It is unclear whether the joint model is better than {best} alone: the "
         f"difference is {more.text} points ({more.interval}).",
         "only": f"{only}({all_right.interval}).",
     }[standing(found)]
