@@ -38,7 +38,14 @@ COLUMN = 1, nn.L1Loss(), TARGETS["number"][2][:, None]
 """Numbers as the lab gives them, with its criterion."""
 COLUMNS = 2, nn.L1Loss(), torch.stack([COLUMN[2][:, 0], COLUMN[2][:, 0].cos()], 1)
 """Two numbers a sample."""
-OTHERS = {"column": COLUMN, "columns": COLUMNS}
+RARE = torch.tensor([1.0, 2.0, 4.0])
+"""Weights of having each label."""
+UNBALANCED = {
+    "weighted": (3, evenly.BinaryCrossEntropy(RARE), TARGETS["labels"][2]),
+    "focal": (3, evenly.SigmoidFocal(2.0, RARE), TARGETS["labels"][2]),
+}
+"""Several labels with the criteria for unbalanced ones."""
+OTHERS = {"column": COLUMN, "columns": COLUMNS, **UNBALANCED}
 
 
 class Rows(Dataset):
@@ -130,6 +137,15 @@ def test_of_several_numbers_each_counts(name):
     assert all(p.isfinite().all() for p in train().parameters())
     grads = [x.grad.abs().sum(0) for x in seen if x.grad is not None]
     assert torch.stack(grads).sum(0).gt(0).tolist() == [True, True]
+
+
+@pytest.mark.parametrize("kind", UNBALANCED)
+@pytest.mark.parametrize("name", [m for m, k in METHODS.items() if "labels" in k.info.targets])
+def test_criteria_for_unbalanced_labels_count(name, kind):
+    plain, other = (training(name, of)[1]().parameters() for of in ("labels", kind))
+    pairs = list(zip(plain, other, strict=True))
+    assert all(q.isfinite().all() for _, q in pairs)
+    assert not all(torch.equal(p, q) for p, q in pairs)
 
 
 @pytest.mark.parametrize("name", METHODS)
