@@ -81,6 +81,53 @@ def mean(
     return found
 
 
+def among(
+    samples: Float[np.ndarray, "b n"], some: Bool[np.ndarray, " n"]
+) -> Float[np.ndarray, "b m"]:
+    """The weights of some of the samples, whose sum is again 1; NaN in a repeat without any."""
+    kept = samples[:, some]
+    total = kept.sum(1, keepdims=True)
+    found: Float[np.ndarray, "b m"] = np.full_like(kept, np.nan)
+    return np.divide(kept, total, out=found, where=total > 0)
+
+
+def balanced_accuracy(
+    samples: Float[np.ndarray, "b n"],
+    guess: Int[np.ndarray, "s n"],
+    target: Int[np.ndarray, " n"],
+) -> Float[np.ndarray, "b s"]:
+    """The balanced accuracy of each seed in every repeat.
+
+    It is the accuracy on the samples of each class, averaged over the classes of a repeat's labels.
+    """
+    true = (target[:, None] == np.unique(target)).astype(np.float32)
+    there = samples @ true
+    columns = []
+    for one in guess:
+        hit = samples @ (true * (one == target)[:, None])
+        recall = np.divide(hit, there, out=np.zeros_like(hit), where=there > 0)
+        columns.append(recall.sum(1) / (there > 0).sum(1))
+    return np.stack(columns, 1)
+
+
+def weighted_f1(
+    samples: Float[np.ndarray, "b n"],
+    guess: Bool[np.ndarray, "s n"],
+    target: Bool[np.ndarray, " n"],
+) -> Float[np.ndarray, "b s"]:
+    """The mean F1 of two classes, weighted by how often each occurs in a repeat, for each seed."""
+    columns = []
+    for one in guess:
+        found = np.zeros(len(samples), np.float32)
+        for said, true in ((one, target), (~one, ~target)):
+            there = samples @ true.astype(np.float32)
+            both = there + samples @ said.astype(np.float32)
+            hit = 2 * (samples @ (said & true).astype(np.float32))
+            found += there * np.divide(hit, both, out=np.zeros_like(hit), where=both != 0)
+        columns.append(found)
+    return np.stack(columns, 1)
+
+
 def macro_f1(
     samples: Float[np.ndarray, "b n"],
     guess: Int[np.ndarray, "s n"],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from evenly.files import read_npz, reading, write_csv
 from evenly.lab.run.result import Result, is_headline
@@ -147,10 +147,10 @@ def summary(
     Tests are paired: both runs of a seed share data, batches and initial weights. `pairs` counts
     the seeds that a method shares with the reference, over which its difference is. Below `ENOUGH`
     seeds a mean has no interval, and below `ENOUGH` pairs a difference has neither an interval nor
-    a test: these fields stay empty. Accuracy, F1, errors and correlations on the test split are
-    also bootstrapped over seeds and samples (see `bootstrap`); everything else is tested over seeds
-    alone. p-values have Holm's correction over methods, for each metric of each split. The
-    permutation test beside them flips the signs of the seeds' differences.
+    a test: these fields stay empty. Accuracies, F1, errors and correlations on the test split are
+    also bootstrapped over seeds and samples (see `bootstrap`); everything else, such as the loss,
+    is tested over seeds alone. p-values have Holm's correction over methods, for each metric of
+    each split. The permutation test beside them flips the signs of the seeds' differences.
 
     Args:
         results: The rows of results.csv.
@@ -242,6 +242,12 @@ def _accuracy(
     return bootstrap.mean(samples, right if right.ndim == 2 else right.all(2))
 
 
+def _balanced_accuracy(
+    samples: Float[np.ndarray, "b n"], guess: Int[np.ndarray, "s n"], answers: Answers
+) -> Float[np.ndarray, "b s"]:
+    return bootstrap.balanced_accuracy(samples, guess, answers.target)
+
+
 def _macro_f1(
     samples: Float[np.ndarray, "b n"], guess: Shaped[np.ndarray, "s n *c"], answers: Answers
 ) -> Float[np.ndarray, "b s"]:
@@ -281,16 +287,55 @@ def _correlation(
     return bootstrap.correlation(samples, guess, answers.target, kind)
 
 
+def _rounded(
+    samples: Float[np.ndarray, "b n"],
+    guess: Float[np.ndarray, "s n 1"],
+    answers: Answers,
+    *,
+    most: int,
+) -> Float[np.ndarray, "b s"]:
+    """Acc-5 and Acc-7: see `evenly.data.tasks.sentiment`."""
+    one, other = (np.round(np.clip(x[..., 0], -most, most)) for x in (guess, answers.target))
+    return bootstrap.mean(samples, one == other)
+
+
+def _signs(
+    samples: Float[np.ndarray, "b n"],
+    guess: Float[np.ndarray, "s n 1"],
+    answers: Answers,
+    *,
+    kind: Literal["accuracy", "f1"],
+    zeros: bool,
+) -> Float[np.ndarray, "b s"]:
+    """Acc-2 and F1, with and without samples that are 0: see `evenly.data.tasks.sentiment`."""
+    said, true = guess[..., 0], answers.target[:, 0]
+    if zeros:
+        one, other = said >= 0, true >= 0
+    else:
+        some = true != 0
+        samples, one, other = bootstrap.among(samples, some), said[:, some] > 0, true[some] > 0
+    if kind == "f1":
+        return bootstrap.weighted_f1(samples, one, other)
+    return bootstrap.mean(samples, one == other)
+
+
 _ANEW: Mapping[str, Callable[[np.ndarray, np.ndarray, Answers], np.ndarray]] = {
     "accuracy": _accuracy,
+    "balanced_accuracy": _balanced_accuracy,
     "macro_f1": _macro_f1,
     "micro_f1": _micro_f1,
     "mae": _mae,
     "rmse": _rmse,
     "pearson": partial(_correlation, kind="pearson"),
     "concordance": partial(_correlation, kind="concordance"),
+    "acc_2": partial(_signs, kind="accuracy", zeros=True),
+    "acc_2_nonzero": partial(_signs, kind="accuracy", zeros=False),
+    "acc_5": partial(_rounded, most=2),
+    "acc_7": partial(_rounded, most=3),
+    "f1": partial(_signs, kind="f1", zeros=True),
+    "f1_nonzero": partial(_signs, kind="f1", zeros=False),
 }
-"""The metrics that follow from predictions alone."""
+"""The metrics that follow from the predicted classes, labels or numbers."""
 
 
 def table(out: Path) -> str:
