@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from evenly.data.dataset import SPLITS, Data
 from evenly.lab.run.prepare import prepare, say
 from evenly.lab.run.settings import Cell, Training
 
@@ -57,6 +58,28 @@ def test_what_is_missing_and_who_is_not_made_for_it_are_told():
         said = any(learns_none in note for note in notes(method, missing_token=True))
         assert said == (method != "joint")
     assert notes("joint", missing={"m1": 0.0}, missing_test={"m2": 0.0}) == notes("joint")
+
+
+def unequal(large, small):
+    """Three classes in each split, the second one small."""
+    target = torch.tensor([0] * large + [1] * small + [2] * large)
+    rows = torch.arange(len(target))
+    inputs = {name: torch.randn(len(target), 3) for name in ("a", "b")}
+    return Data("mine", inputs, target, dict.fromkeys(SPLITS, rows), ["cat", "newt", "dog"])
+
+
+def test_where_classes_are_unequal_macro_f1_is_proposed():
+    def said(data, **more):
+        training = Training(data="mine", diagnose_every=0, **more)
+        found = prepare([Cell(training, name, 0) for name in ("joint", "multi_loss")], data)[1]
+        return [note for note in found if "macro_f1" in note]
+
+    assert said(unequal(40, 4)) == [
+        "class 'cat' has 40 training samples and 'newt' has 4, so accuracy hardly counts rare "
+        "classes: --select macro_f1 selects the epoch by all classes alike (docs/tasks.md)."
+    ]
+    assert said(unequal(39, 4)) == []
+    assert said(unequal(40, 4), select="accuracy") == []
 
 
 @pytest.mark.parametrize(

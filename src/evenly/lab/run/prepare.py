@@ -28,7 +28,7 @@ from evenly.lab.run.contract import contract_notes
 from evenly.lab.run.diagnoses import check_diagnoses
 from evenly.lab.run.kept import keeps
 from evenly.lab.run.measures import check_measures, measures
-from evenly.lab.run.settings import CALLED, Cell
+from evenly.lab.run.settings import CALLED, Cell, Training
 from evenly.method import Method
 from evenly.methods.composed import parts
 from evenly.methods.relearn import Relearn
@@ -36,6 +36,9 @@ from evenly.nn import LateFusion
 from evenly.optimizers import divides_size
 from evenly.probe import trained_batchnorms
 from evenly.spec import Spec, together
+
+UNEQUAL = 10
+"""Ratio of the largest to the smallest class from which on a note proposes macro-F1."""
 
 
 def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list[str]]:
@@ -77,6 +80,7 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
         raise UserError(
             f"--select {training.select} does not apply to {data.name}. Choose from: {listed}."
         )
+    notes += _class_notes(data, training)
     built: list[tuple[Cell, LateFusion, Method]] = []
     for cell, model in zip(cells, models, strict=True):
         criterion = build_criterion(data, cell.training)
@@ -122,6 +126,21 @@ def _encoder_note(model: LateFusion, data: Data) -> str:
         if name in model.encoders
     ]
     return f"encoders: {'; '.join(parts)}."
+
+
+def _class_notes(data: Data, training: Training) -> list[str]:
+    """What selects better than accuracy if the user has not chosen and classes are unequal."""
+    if data.task.name != "classes" or training.select is not None:
+        return []
+    counts = data.split("train").target.bincount(minlength=len(data.class_names))
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if counts[most] < UNEQUAL * counts[least]:
+        return []
+    return [
+        f"class '{data.class_names[most]}' has {counts[most]} training samples and "
+        f"'{data.class_names[least]}' has {counts[least]}, so accuracy hardly counts rare classes: "
+        "--select macro_f1 selects the epoch by all classes alike (docs/tasks.md)."
+    ]
 
 
 def _missing_notes(
