@@ -14,7 +14,8 @@ from evenly import METHODS
 from evenly.data.tasks import Numbers
 from evenly.lab.run.build import takes_task
 from evenly.nn import LateFusion
-from evenly.targets import ANY
+from evenly.nn.heads import EnsembleHead
+from evenly.targets import ANY, SINGLE
 from support import NAMES, SETTINGS, Encoder
 
 ROWS = 24
@@ -75,7 +76,11 @@ def training(name, kind, dtype=None):
     target = target if dtype is None else target.to(dtype)
     torch.manual_seed(0)
     method_kind = METHODS[name]
-    model = LateFusion({n: Encoder(6) for n in NAMES[:2]}, width, method_kind.info.head)
+    head = method_kind.info.head
+    if head == "ensemble" and kind not in SINGLE:
+        task = "labels" if kind in ("labels", "logit", *UNBALANCED) else "number"
+        head = lambda _, *shape: EnsembleHead(*shape, task)  # noqa: E731
+    model = LateFusion({n: Encoder(6) for n in NAMES[:2]}, width, head)
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     rows = Rows(target)
     takes = inspect.signature(method_kind).parameters

@@ -2,10 +2,13 @@ import pytest
 import torch
 from torch import nn
 
+from evenly import Output
 from evenly.methods import Ensemble, Unimodal
+from evenly.nn.heads import EnsembleHead
 from support import batch_of, loaders, net, sgd, train
 
 NAMES = ("a", "aa", "b")
+ENCODERS = {name: nn.Linear(2, 2) for name in NAMES}
 
 
 def without_chance(names, head):
@@ -49,6 +52,26 @@ def test_it_is_unimodal_models_trained_separately_and_averaged():
     torch.testing.assert_close(
         found.softmax(1), torch.stack(probability).mean(0), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "count", "criterion", "what"),
+    [
+        ("labels", 3, nn.BCEWithLogitsLoss(), "several labels per sample"),
+        ("labels", 1, nn.BCEWithLogitsLoss(), "one logit for two classes"),
+        ("number", 2, nn.L1Loss(), "regression targets"),
+    ],
+)
+def test_of_other_targets_the_head_has_to_know(task, count, criterion, what):
+    own, target = {name: torch.randn(5, count) for name in NAMES}, torch.rand(5, count).round()
+
+    def loss(task):
+        output = Output(EnsembleHead({}, count, task).combined(own), own, own)
+        return float(Ensemble(ENCODERS, criterion=criterion).loss(output, target))
+
+    assert loss(task) == pytest.approx(sum(float(criterion(z, target)) for z in own.values()))
+    with pytest.raises(ValueError, match=rf"but the target is of {what}\. Make the head with"):
+        loss("classes")
 
 
 def test_no_encoder():

@@ -1,6 +1,7 @@
 """The heads that several methods share, by hand."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -60,6 +61,21 @@ def test_ensemble():
     logits, _ = unimodal(EnsembleHead)
     a, b = math.exp(2) / (math.exp(2) + math.exp(4)), math.exp(3.5) / (math.exp(3.5) + math.exp(-3))
     assert logits.exp()[0].tolist() == pytest.approx([(a + b) / 2, 1 - (a + b) / 2])
+
+
+def test_ensemble_of_labels():
+    """The mean of the sigmoids, as log-odds, even if float32 cannot hold 1 - probability."""
+    logits, _ = unimodal(partial(EnsembleHead, task="labels"))
+    a, b = torch.tensor([2.0, 4.0]).sigmoid(), torch.tensor([3.5, -3.0]).sigmoid()
+    torch.testing.assert_close(logits[0].sigmoid(), (a + b) / 2)
+    head = EnsembleHead({"a": 1, "b": 1}, 1, "labels")
+    same = {name: torch.tensor([[200.0], [-200.0]]) for name in "ab"}
+    assert head.combined(same)[:, 0].tolist() == pytest.approx([200, -200])
+
+
+def test_ensemble_of_numbers():
+    logits, _ = unimodal(partial(EnsembleHead, task="number"))
+    assert logits.tolist() == [[2.75, 0.5]]
 
 
 def test_multi():

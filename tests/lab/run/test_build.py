@@ -8,7 +8,7 @@ from torch import nn
 from evenly import Info, Method
 from evenly.criteria import BinaryCrossEntropy, CrossEntropy, Focal, SigmoidFocal
 from evenly.data import load, load_npz, save_npz
-from evenly.data.tasks import Numbers
+from evenly.data.tasks import Classes, Labels, Numbers
 from evenly.lab.run.build import (
     build_criterion,
     build_method,
@@ -16,6 +16,7 @@ from evenly.lab.run.build import (
     build_optimizer,
     build_sampler,
     expanded,
+    fused,
     info_of,
     left_out,
     method_settings,
@@ -235,6 +236,13 @@ def test_a_modality_alone_that_the_data_lack(data):
 def test_only_a_method_of_the_fused_loss_gets_vectors_for_what_is_missing(data, method):
     model = build(data, method, missing_token=True)
     assert (model.head.missing is not None) == (method == "joint")
+
+
+def test_an_ensemble_predicts_for_the_task():
+    cell = Cell(Training(), "relearn+ensemble", 0)
+    for task in (Classes(("x", "y")), Labels(("x", "y")), Numbers(("x",))):
+        head = fused({"a": nn.Linear(2, 3)}, task, cell).head
+        assert (head.task, head.num_classes) == (task.name, len(task.names))
 
 
 def made(wide=5):

@@ -30,6 +30,7 @@ from evenly.methods import METHODS, method_named
 from evenly.methods.composed import Composed, check_unimodal, combined
 from evenly.methods.relearn import Relearn
 from evenly.nn import ENCODERS, HEADS, Head, LateFusion, encoder_for
+from evenly.nn.heads import EnsembleHead
 from evenly.nn.late_fusion import HeadMaker
 from evenly.nn.pretrained import ResNet18
 from evenly.nn.vision import without_classifier
@@ -71,7 +72,7 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
         # All of them, and before the head is made: lazy layers draw their weights here, and these
         # must not depend on the method's head and modality.
         _try_encoders(encoders, data, training.encoders)
-        model = fused(encoders, len(data.task.names), cell)
+        model = fused(encoders, data.task, cell)
         if model.head.meets and info_of(cell.method).separate:
             (name, *_) = [x.name for x in together(cell.method) if _kind(x).info.separate]
             raise _unsuitable(cell, name, *_SEPARATE)
@@ -129,18 +130,19 @@ def made_encoders(modalities: Mapping[str, Modality], cell: Cell) -> dict[str, n
     }
 
 
-def fused(encoders: Mapping[str, nn.Module], num_classes: int, cell: Cell) -> LateFusion:
+def fused(encoders: Mapping[str, nn.Module], task: Task, cell: Cell) -> LateFusion:
     """Encoders under the head that the method is made for; for some methods, one encoder."""
     info = info_of(cell.method)
     if info.alone:
         alone = method_settings(cell)["modality"]
         encoders = {alone: encoders[alone]}
     text = cell.training.fusion if info.head == "concat" else info.head
-    head, token = _head(text), cell.training.missing_token and info.fused
+    head = _ensemble(task) if text == "ensemble" else _head(text)
+    count, token = len(task.names), cell.training.missing_token and info.fused
     if isinstance(head, str):
-        return LateFusion(encoders, num_classes, head, missing_token=token)
+        return LateFusion(encoders, count, head, missing_token=token)
     try:
-        return LateFusion(encoders, num_classes, head, missing_token=token)
+        return LateFusion(encoders, count, head, missing_token=token)
     except Exception as error:
         raise UserError(
             f"fusion '{text}' cannot be built ({error}). Check its settings."
@@ -624,6 +626,11 @@ def _parameters(make: Callable[..., Any]) -> Collection[str]:
         return inspect.signature(make).parameters
     except ValueError:  # for compiled code
         return ()
+
+
+def _ensemble(task: Task) -> HeadMaker:
+    """The head of an ensemble, which depends on what is predicted."""
+    return lambda _, widths, count: EnsembleHead(widths, count, task.name)
 
 
 def _head(text: str) -> str | HeadMaker:

@@ -173,7 +173,7 @@ def _loaded(folder: Path, cell: Cell, best: Best) -> Trained:
             encoders[name].out_features = width  # the user's own need not declare it
         elif found != width:
             raise ValueError(f"the features of '{name}' are {found} wide, not {width}")
-    model = fused(encoders, len(best.task.names), cell)
+    model = fused(encoders, best.task, cell)
     model.load_state_dict(best.state_dict)
     return Trained(
         folder,
