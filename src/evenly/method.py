@@ -199,6 +199,11 @@ class Method:
         settings = [f"{name}={value!r}" for name, value in plain.items()]
         return f"{type(self).__name__}({', '.join([f'encoders={[*self.encoders]}', *settings])})"
 
+    @classmethod
+    def accepts(cls, **settings: Any) -> tuple[Kind, ...]:
+        """The targets that the method accepts with these settings; by default `info.targets`."""
+        return cls.info.targets
+
     def is_due(self, epoch: int) -> bool:
         """Whether the method's schedule has it do anything before or in this epoch (from 0).
 

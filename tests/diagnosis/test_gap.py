@@ -8,7 +8,7 @@ from torch.nn.functional import one_hot
 
 import evenly
 from evenly import Diagnosis, Features, diagnose
-from evenly.diagnosis.gap import check_rows, doubts, in_classes
+from evenly.diagnosis.gap import _Clustering, _parts, check_rows, doubts, in_classes
 from evenly.diagnosis.kmeans import kmeans
 from unchecked import error_of
 
@@ -573,6 +573,14 @@ class TestLabels:
         assert found.val == pytest.approx(of_classes.val)
         assert found.standard_error == pytest.approx(of_classes.standard_error)
         assert found.val_chance["m"] == pytest.approx(of_classes.val_chance["m"], abs=0.03)
+
+    def test_each_halving_is_another_though_no_two_samples_are_alike(self):
+        y = (torch.arange(1, 41)[:, None] >> torch.arange(6)) % 2
+        split = features(torch.randn(40, 4), y.float())
+        (found,) = in_classes(split, split)
+        assert len(found.train.target.unique()) == 40
+        rows = _Clustering(found.k, 0, 1, None, found.sets, found.group).rows(found.train, "m")
+        assert not torch.equal(_parts(rows, 2, 0), _parts(rows, 2, 1))
 
     @pytest.mark.parametrize("separation", [0.2, 0.5, 1.0])
     def test_no_gap_where_nothing_is_over_fitted(self, separation):

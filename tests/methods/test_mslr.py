@@ -35,6 +35,23 @@ class TestFormulas:
         assert smoothed(1.0) == 1.0
 
 
+@pytest.mark.parametrize("strategy", ["keep", "smooth", "dynamic"])
+def test_rates_that_are_given_go_with_any_target(strategy):
+    model = net(NAMES, head="late")
+    settings = {"strategy": strategy, "rates": {"a": 0.5}}
+    method = MSLR(model.encoders, optimizer=sgd(model), criterion=torch.nn.L1Loss(), **settings)
+    inputs, target, index = next(iter(loaders(NAMES)[0]))
+    output = model(inputs, index)
+    numbers = torch.stack([target + 0.5] * output.logits.shape[1], 1)
+    assert MSLR.accepts(**settings) == method.info.targets
+    if strategy == "dynamic":
+        with pytest.raises(ValueError, match="MSLR takes class numbers; found regression targets"):
+            method.loss(output, numbers)
+    else:
+        expected = (output.logits - numbers).abs().mean()
+        assert torch.equal(method.loss(output, numbers), expected)
+
+
 def in_a_step(optimizer):
     """The groups that the optimiser sees in a step, here one without gradients."""
     seen = []

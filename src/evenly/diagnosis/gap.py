@@ -533,14 +533,16 @@ class _Answers:
 
 
 def _parts(rows: _Rows, parts: int, seed: int) -> Int[Tensor, " n"]:
-    """The part of each row, from 0: equal classes in each part, for any ranks and row order."""
+    """The part of each row, from 0: equal groups in each part, for any ranks and row order."""
+    # Not by sets: if each row had one of its own, every seed would give the same parts.
     everyone = distributed.gather(rows.index, sharded=rows.sharded)
-    index, y = torch.cat(everyone), torch.cat(distributed.gather(rows.y, sharded=rows.sharded))
+    index = torch.cat(everyone)
+    group = torch.cat(distributed.gather(rows.group, sharded=rows.sharded))
     order = index.argsort()
-    for key in (uniform(index, seed), y):
+    for key in (uniform(index, seed), group):
         order = order[key[order].argsort(stable=True)]
-    part = torch.empty_like(y)
-    part[order] = torch.arange(len(y), device=y.device) % parts
+    part = torch.empty_like(group)
+    part[order] = torch.arange(len(group), device=group.device) % parts
     before = sum(len(x) for x in everyone[: distributed.rank()]) if rows.sharded else 0
     return part[before : before + len(rows.y)]
 

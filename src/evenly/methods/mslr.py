@@ -6,7 +6,8 @@ Findings of ACL 2022, https://aclanthology.org/2022.findings-acl.143.
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from evenly.output import Output
 from evenly.pacing import Paced
 from evenly.probe import Probe
 from evenly.ranges import check_choice, check_range
+from evenly.targets import ANY, Kind
 
 
 def smoothed(rate: float) -> float:
@@ -42,7 +44,8 @@ class MSLR(Paced):
     With `keep`, r_m stays as given. With `smooth`, the factor is √r_m, halfway between the
     modality's own rate and the common one. With `dynamic`, each epoch multiplies the given r_m by
     the modality's own accuracy on the validation split over its mean in the `window` epochs before;
-    until there are as many, r_m stays as given.
+    until there are as many, r_m stays as given. So `dynamic` takes class numbers, while the others
+    take any target.
 
     Attributes:
         rates: By modality, r_m as given, or √r_m.
@@ -115,6 +118,7 @@ class MSLR(Paced):
                     f"MSLR: the rate of '{name}' must be finite and above 0; found {rate}. "
                     "Freeze an encoder that should not train."
                 )
+        self.info = replace(self.info, targets=self.accepts(strategy=strategy))
         self.strategy, self.window = strategy, window
         if strategy == "smooth":
             rates = {name: smoothed(rate) for name, rate in rates.items()}
@@ -122,6 +126,11 @@ class MSLR(Paced):
         self.factor = dict(rates)
         self.history: dict[int, dict[str, float]] = {}
         self._pace(optimizer)
+
+    @classmethod
+    def accepts(cls, **settings: Any) -> tuple[Kind, ...]:
+        """Class numbers for `dynamic`, which counts right answers; any target for the others."""
+        return cls.info.targets if settings.get("strategy", "dynamic") == "dynamic" else ANY
 
     def is_due(self, epoch: int) -> bool:
         """Whether an encoder may have a rate of its own in this epoch (from 0)."""

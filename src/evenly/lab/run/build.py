@@ -489,13 +489,15 @@ def expanded(
     Returns:
         Each method once, as 'name' or 'name(setting=value)'.
     """
+    task = Classes(()) if task is None else task
     found: list[str] = []
     for spec in methods:
         if spec.name == "all" and not spec.settings:
-            left = {*left_out(task), *chain(*unsuited(fusion).values())}
+            unfit = {*chain(*unsuited(fusion).values())}
             for name, kind in METHODS.items():
-                if name not in left:
-                    found += _variants(name, kind, modalities)
+                if name not in unfit:
+                    variants = _variants(name, kind, modalities)
+                    found += [text for text in variants if takes_task(text, task)]
         elif spec.name in METHODS and METHODS[spec.name].info.alone and not spec.settings:
             found += _variants(spec.name, METHODS[spec.name], modalities)
         else:
@@ -504,14 +506,14 @@ def expanded(
 
 
 def left_out(task: Task | None = None) -> list[str]:
-    """The methods that do not accept a task's targets; by default, classes."""
+    """The methods, or their variants, that do not accept a task's targets; by default, classes."""
     task = Classes(()) if task is None else task
-    return [name for name, kind in METHODS.items() if task.takes not in kind.info.targets]
-
-
-def wanted(task: Task) -> str:
-    """What a method must take to train on a task, in words."""
-    return in_words([task.takes])
+    found: list[str] = []
+    for name, kind in METHODS.items():
+        specs = [Spec(name, dict(settings)) for settings in kind.info.variants]
+        unfit = [spec.text for spec in specs if not _fits(spec, task)]
+        found += [name] if len(unfit) == len(specs) else unfit
+    return found
 
 
 def unsuited(fusion: str) -> dict[str, list[str]]:
@@ -560,22 +562,27 @@ def _unsuitable(cell: Cell, name: str, need: str, found: str, instead: str) -> U
     return UserError(f"{name} needs {need}, but with {fusion} {found}. {instead}")
 
 
+def _fits(spec: Spec, task: Task) -> bool:
+    return task.takes in _kind(spec).accepts(**spec.settings)
+
+
 def takes_task(method: str, task: Task) -> bool:
     """Whether a method, or each of several in one, accepts the targets of a task."""
-    return all(task.takes in _kind(spec).info.targets for spec in together(method))
+    return all(_fits(spec, task) for spec in together(method))
 
 
 def check_task(cell: Cell, data: Data) -> None:
     """Raises if the method of a cell does not accept the targets of the data."""
     task = data.task
     for spec in together(cell.method):
-        kind = _kind(spec)
-        if task.takes not in kind.info.targets:
-            raise UserError(
-                f"{spec.name} takes {in_words(kind.info.targets)}, but {data.name} has "
-                f"{wanted(task)}. Leave the method out; 'evenly methods NAME' lists what each "
-                "takes."
-            )
+        if _fits(spec, task):
+            continue
+        takes = in_words(_kind(spec).accepts(**spec.settings))
+        raise UserError(
+            f"{spec.name} takes {takes}, but {data.name} has "
+            f"{in_words([task.takes])}. Leave the method out; "
+            "'evenly methods NAME' lists what each takes."
+        )
 
 
 def _variants(name: str, kind: type[Method], modalities: Iterable[str]) -> list[str]:
