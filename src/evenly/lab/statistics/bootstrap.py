@@ -88,7 +88,8 @@ def among(
     kept = samples[:, some]
     total = kept.sum(1, keepdims=True)
     found: Float[np.ndarray, "b m"] = np.full_like(kept, np.nan)
-    return np.divide(kept, total, out=found, where=total > 0)
+    np.divide(kept, total, out=found, where=total > 0)
+    return found
 
 
 def balanced_accuracy(
