@@ -579,7 +579,7 @@ class TestLabels:
         split = features(torch.randn(40, 4), y.float())
         (found,) = in_classes(split, split)
         assert len(found.train.target.unique()) == 40
-        rows = _Clustering(found.k, 0, 1, None, found.sets, found.group).rows(found.train, "m")
+        rows = _Clustering(found.k, 0, 1, None, found.sets, found.group).rows(found.train, "m", {})
         assert not torch.equal(_parts(rows, 2, 0), _parts(rows, 2, 1))
 
     @pytest.mark.parametrize("separation", [0.2, 0.5, 1.0])

@@ -20,7 +20,6 @@ from evenly.lab.run.build import (
     info_of,
     left_out,
     method_settings,
-    wanted,
 )
 from evenly.lab.run.settings import Cell, Training
 from evenly.methods import METHODS
