@@ -206,8 +206,9 @@ def compare(
 def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...], "Data | None"]:
     """The methods meant, and the data if they had to be loaded for it."""
     # loads torch, too slow for the command's help
-    from evenly.lab.run.build import expanded, left_out, load_data, unsuited, wanted
+    from evenly.lab.run.build import expanded, left_out, load_data, unsuited
     from evenly.lab.run.prepare import say
+    from evenly.targets import in_words
 
     several = any(spec.name in ("all", "unimodal") for spec in methods)
     data = load_data(training) if several else None
@@ -215,7 +216,7 @@ def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...],
         return tuple(expanded(methods, ())), None
     if any(spec.name == "all" for spec in methods):
         if left := left_out(data.task):
-            what = wanted(data.task)
+            what = in_words([data.task.takes])
             say([f"'all' leaves out the methods that do not take {what}: {', '.join(left)}."])
         for need, left in unsuited(training.fusion).items():
             words = f"{need}, unlike --fusion {training.fusion}"

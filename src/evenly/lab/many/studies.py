@@ -16,7 +16,7 @@ from typing import Any
 from evenly.data import Data, Modality
 from evenly.errors import UserError
 from evenly.files import write_csv, write_text
-from evenly.lab.run.build import expanded, load_data, takes_fusion, takes_task, wanted
+from evenly.lab.run.build import expanded, load_data, takes_fusion, takes_task
 from evenly.lab.run.prepare import say
 from evenly.lab.run.settings import Training
 from evenly.lab.statistics.tables import SUMMARY, read_answers, read_results, summary
@@ -25,6 +25,7 @@ from evenly.report.comparison import REFERENCE, Comparison
 from evenly.report.folder import estimate_of, read_comparison
 from evenly.report.formats import latex, markdown
 from evenly.spec import Spec, parse, split
+from evenly.targets import in_words
 
 TABLE = (
     "unimodal,joint,multi_loss,ensemble,finetune,modality_dropout,g_blending,ogm_ge,greedy,pmr,"
@@ -247,7 +248,7 @@ def planned(
     methods = expanded(split(study.methods(training)), data.modalities)
     fitting = [method for method in methods if takes_task(method, data.task)]
     if unfit := [method for method in methods if method not in fitting]:
-        say([f"left out, as they do not take {wanted(data.task)}: {', '.join(unfit)}."])
+        say([f"left out, as they do not take {in_words([data.task.takes])}: {', '.join(unfit)}."])
     if met := [method for method in fitting if not takes_fusion(method, asked.fusion)]:
         words = f"encoders that do not see each other, unlike --fusion {asked.fusion}"
         say([f"left out, as they need {words}: {', '.join(met)}."])
