@@ -46,8 +46,8 @@ def arguments() -> Parser:
     one.add_argument(
         "--budget",
         type=int | None,
-        help="epochs of each short training (default: a third of the run's own, at least 10; with "
-        "--data, as many as --epochs)",
+        help="epochs of each short training (default: a third of the run's own, or 10 if that is "
+        "more, but no more than the run; with --data, as many as --epochs)",
     )
     one.add_argument(
         "--interactions",
@@ -128,14 +128,14 @@ def _of_runs(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, s
     """The checkup of runs, its folder, its title and its subject."""
     from evenly.diagnosis.findings import Checkup
     from evenly.lab.run.prepare import say
-    from evenly.lab.trained.checkup import of_run, runs_opened, short
+    from evenly.lab.trained.checkup import of_run, runs_opened, short, trained_for
 
     folders = [Path(text) for text in options.runs]
     moved = options.data if options.data != Training.data else None
     opened = runs_opened(folders, moved, trust=options.trust)
     cell = opened[0][1]
     out = _made(out_folder(options, folders[0]))
-    epochs = options.budget or short(cell.training.epochs)
+    epochs = options.budget or short(min(trained_for(*one[:2]) for one in opened))
     each = f" for each of {len(opened)} runs" if len(opened) > 1 else ""
     say([f"training each modality alone for {epochs} epochs{each}{_further()}"])
     found = Checkup.pooled(

@@ -89,7 +89,8 @@ def checkup(
         optimizer: The training's optimiser; new ones of its kind with its settings do the work, at
             the learning rate before a schedule. AdamW with a learning rate of 0.001 by default. If
             several train the model, pass a new one of all parameters.
-        epochs: Length of each short training.
+        epochs: Length of each short training. With `initial`, take no more than the joint model was
+            trained for: encoders trained longer alone would make it look worse than it is.
         criterion: The joint training's; cross-entropy by default, the binary one for several labels
             per sample. Encoders alone also train by it, unless one logit tells two classes apart.
         seed: Seed of the trainings and clusterings.

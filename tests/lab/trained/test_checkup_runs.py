@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_of_a_run(compared, capsys):
     before = {path: path.read_bytes() for path in run.glob("*.ckpt")}
     status, out, err = said(capsys, run)
     assert status == 0
-    assert "note: training each modality alone for 10 epochs; alone once more if " in err
+    assert "note: training each modality alone for 6 epochs; alone once more if " in err
     assert "clustered 20 to 240 times." in err
     assert "m1 is " in out
     found = json.loads((run / "checkup.json").read_text())
@@ -214,3 +215,14 @@ def test_data_that_have_changed_are_refused(capsys, tmp_path):
     assert status == 1
     assert "is not what" in err
     assert "was trained on" in err
+
+
+@pytest.mark.parametrize(("epochs", "alone"), [(6, 6), (10, 10), (20, 10), (30, 10), (90, 30)])
+def test_nothing_is_trained_longer_alone_than_the_run(epochs, alone):
+    assert checkup.short(epochs) == alone
+
+
+def test_a_run_that_its_patience_ended_counts_the_epochs_that_it_took(compared):
+    ((folder, cell, _),) = runs_opened([compared / "runs" / "joint-0"], None, trust=False)
+    longer = replace(cell, training=replace(cell.training, epochs=60))
+    assert checkup.trained_for(folder, longer) == 6

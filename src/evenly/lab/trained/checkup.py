@@ -14,11 +14,12 @@ from evenly.lab.run.parts import Parts
 from evenly.lab.run.place import joined
 from evenly.lab.run.precision import decided
 from evenly.lab.run.prepare import prepare, say
+from evenly.lab.run.result import Result
 from evenly.lab.run.settings import Cell, read_settings
 from evenly.lab.trained.load import opened
 
 LEAST = 10
-"""Minimum epochs of a short training."""
+"""Minimum epochs of a short training, if the run has as many."""
 
 
 _INSTEAD = (
@@ -27,8 +28,17 @@ _INSTEAD = (
 
 
 def short(epochs: int) -> int:
-    """Epochs of the short trainings in a run's checkup: a third of its own, at least ten."""
-    return max(epochs // 3, LEAST)
+    """Epochs of the short trainings in a run's checkup: a third of its own, or ten.
+
+    Never more than its own: an encoder trained longer alone would make the run look too short.
+    """
+    return min(max(epochs // 3, LEAST), epochs)
+
+
+def trained_for(folder: Path, cell: Cell) -> int:
+    """Epochs that a run has trained, which its patience may have ended early."""
+    result = Result.read(folder)
+    return cell.training.epochs if result is None else result.epochs
 
 
 def runs_opened(
