@@ -115,6 +115,19 @@ def test_columns_of_labels_in_an_npz(tmp_path):
     assert len(data.limited(3).split("train")) == 3
 
 
+def test_a_note_says_that_columns_are_several_labels(tmp_path):
+    told = saved(tmp_path, class_names=np.array(["odd", "fourth"])).notes
+    assert told == [
+        "a.npz: 'labels' look like several labels per sample: odd, fourth. If each sample has one "
+        "class, store its number in place of the columns; if the columns are numbers to regress "
+        "on, use --task number."
+    ]
+    assert load_npz(tmp_path / "a.npz", task="labels").notes == []
+    assert saved(tmp_path, labels_kind=np.array("labels")).notes == []
+    many = np.eye(7, dtype=bool)[np.arange(40) % 7]
+    assert "label 3, label 4 and 2 more." in saved(tmp_path, many).notes[0]
+
+
 def test_a_validation_split_of_labels_is_drawn(tmp_path):
     data = saved(tmp_path, split=2 * (np.arange(40) % 5 == 0))
     val, train = data.split("val"), data.split("train")

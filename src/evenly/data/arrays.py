@@ -51,9 +51,9 @@ def load_npz(
     The file holds
 
     - `labels` (N): whole numbers or strings, mapped to classes from 0 in ascending order; or (N, C)
-      of booleans or 0 and 1: several labels per sample, one per column; or (N) or (N, C) other
-      floats: numbers to regress on. The string `labels_kind` overrides this: `classes`, `labels`,
-      `number`, or `sentiment`, numbers from -3 to 3 measured as in MMSA;
+      of booleans or 0 and 1: several labels per sample, one per column, which a note says; or (N)
+      or (N, C) other floats: numbers to regress on. The string `labels_kind` overrides this:
+      `classes`, `labels`, `number`, or `sentiment`, numbers from -3 to 3 measured as in MMSA;
     - `split` (N): `train`, `val`, `test` or 0, 1, 2. Without a validation split, 15 % of train is
       drawn for one (seed 0; see `evenly.data.dataset.drawn`), from every class, or evenly along
       labels or numbers. A note says so, unless one is needed;
@@ -216,6 +216,8 @@ class _Reader:
         )
         if isinstance(data.task, Numbers):
             data.notes += filter(None, [self._found(data.task), data.task.remark()])
+        elif task.name == "labels" and self.asked == "auto" and "labels_kind" not in self.arrays:
+            data.notes.append(self._found_several(task))
         return data
 
     def _check_blurred(self, inputs: Mapping[str, Tensor | Ragged]) -> None:
@@ -418,6 +420,15 @@ class _Reader:
         return (
             f"{self.path.name}: 'labels' look like {kind} to regress on: {of_each}{more}. If "
             "they are classes or labels, save them as whole numbers (or train with --task)."
+        )
+
+    def _found_several(self, task: Task) -> str:
+        """A note on labels that only their form tells from classes or numbers in columns."""
+        more = f" and {len(task.names) - 5} more" if len(task.names) > 5 else ""
+        return (
+            f"{self.path.name}: 'labels' look like several labels per sample: "
+            f"{', '.join(task.names[:5])}{more}. If each sample has one class, store its number in "
+            "place of the columns; if the columns are numbers to regress on, use --task number."
         )
 
     def _named(self, found: Array, target: Array) -> tuple[Array, list[str]]:
