@@ -6,10 +6,11 @@ import sys
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import ClassLabel, Features, Image, Value
+from datasets import ClassLabel, Features, Image, Value, Video
 from pyarrow import parquet
 
-from evenly.data import open_store
+from clips import write_video
+from evenly.data import from_datasets, open_store
 from evenly.data.raw import Array, Spectrogram, Text, prepare, table
 from evenly.data.raw import Image as ImageReader
 from evenly.data.raw.rows import Entry, ParquetRows, Turn
@@ -129,6 +130,27 @@ class TestFolders:
         source = table(tmp_path)
         assert source.readers["photo"](source.samples[0].cells["photo"]).max() == 100
         assert source.readers["photo"](source.samples[9].cells["photo"]).max() == 1
+
+
+@pytest.mark.parametrize("in_python", [False, True])
+def test_clips_of_the_feature_video(tmp_path, in_python):
+    """The feature says what they are: by the name of the column, they would be sounds."""
+    clips = [write_video(tmp_path / f"{n}.mp4", frames=n, sound=0.2) for n in (5, 10)]
+    cells = [{"bytes": clips[k % 2].read_bytes(), "path": None} for k in range(12)]
+    features = Features({"voice": Video(), "label": FEATURES["label"]})
+    found = dataset(range(12), features, voice=cells)
+    if in_python:
+        data = from_datasets(found, tmp_path / "store", workers=1)
+    else:
+        found.to_parquet(tmp_path / "t.parquet")
+        prepare(table(tmp_path / "t.parquet"), tmp_path / "store", workers=1)
+        data = open_store(tmp_path / "store")
+    assert data.modalities["voice"].kind == "video"
+    part = data.split("train")
+    frames = part.__getitems__(range(len(part)))["inputs"]["voice"]
+    # Frame k is a grey of 20 k: the middles of halves are frames 1 and 3 of 5, 2 and 7 of 10.
+    wanted = [[20, 60] if row % 2 == 0 else [40, 140] for row in part.rows.tolist()]
+    assert frames[:, :, 0, 0, 0].float().numpy() == pytest.approx(np.array(wanted), abs=6)
 
 
 class TestLabels:
