@@ -6,7 +6,8 @@ Speed: 2,000 pictures and sounds (JPEG of 320 x 240, two seconds of FLAC), read 
 with two workers, and by `datasets` in NumPy format under a DataLoader with two, to the same arrays:
 pictures decoded by `datasets` itself and scaled like ours, sounds decoded and turned into
 spectrograms by the same code. Memory: a file of 2 GB, with pictures of 1 MB; the peak of the
-command and its decoders together, without the file system's cache.
+command and its decoders together, without the file system's cache. Texts, numbers and arrays in a
+table take memory by their size; docs/data.md says how much.
 """
 
 import argparse
@@ -147,7 +148,7 @@ def main():
         print(f"{count} pictures, {large.stat().st_size / 1e9:.2f} GB")
         most = prepared(large, folder / "stored") / 1e9
     what = f"prepare of {options.samples:,} pictures and sounds of a Parquet file"
-    memory = f"GB that prepare of a Parquet file of {options.gigabytes:g} GB holds"
+    memory = f"GB that prepare of a Parquet file of {options.gigabytes:g} GB of pictures holds"
     report(
         [
             Promise(f"{what}: time by datasets / ours", theirs / ours, 1.0),
