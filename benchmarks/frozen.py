@@ -46,9 +46,8 @@ def measured(folder, count, epochs):
     training = Training("random", epochs=epochs, encoders=encoders, precision="32")
 
     def run(method):
-        return seconds(
-            lambda: run_cell(Cell(training, method, 0), folder / "runs" / method, data=data)
-        )
+        cell, out, kept = Cell(training, method, 0), folder / "runs" / method, folder / "features"
+        return seconds(lambda: run_cell(cell, out, data=data, features=kept))
 
     return run("joint"), run("ogm_ge")
 

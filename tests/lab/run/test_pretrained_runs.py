@@ -271,4 +271,4 @@ def test_features_of_a_run_alone_are_in_its_folder(place, tmp_path, monkeypatch)
 def test_a_note_says_what_is_made_once(place):
     notes = str(prepare([cell(place, **FROZEN)])[1])
     assert "the encoder of eye is frozen, so its features are computed once" in notes
-    assert "made once" not in str(prepare([cell(place, freeze=1)])[1])
+    assert "computed once" not in str(prepare([cell(place, freeze=1)])[1])
