@@ -73,7 +73,8 @@ class Remedy(Relearn):
         doubts="It is not from a paper: the thresholds of its verdicts were set on synthetic "
         "cases (benchmarks/verdicts.py), and its period is half of D&R's. It was designed when the "
         "test results of two real data sets were known: 5.5 points above joint training on htad, "
-        "0.1 on cmu_mosi. Others have yet to judge it.",
+        "0.1 on cmu_mosi. On six others it is 0.6 below to 13.2 above, and the interval excludes 0 "
+        "on two. We had asked for half of the sets, so we do not recommend it.",
     )
     state: ClassVar[tuple[str, ...]] = (*Relearn.state, "there", "helped", "verdicts")
 
