@@ -14,7 +14,7 @@ from evenly.diagnosis.estimate import Estimate
 from evenly.diagnosis.findings import Checkup, Finding, Shared
 from evenly.diagnosis.verdict import Name, Verdict
 from evenly.report import write_checkup, write_checkup_picture
-from evenly.report.checkup import GLYPHS, MEANINGS, axis, percent, plain
+from evenly.report.checkup import GLYPHS, axis, meanings, percent, plain
 from evenly.report.checkup_picture import COLOURS
 
 pytestmark = pytest.mark.xdist_group("browser")  # one browser for all
@@ -96,7 +96,7 @@ def test_of_several_labels_accuracy_is_balanced(write):
 
 
 def test_every_verdict_has_its_mark_and_meaning():
-    assert set(KINDS) == set(GLYPHS) == set(MEANINGS) == set(COLOURS)
+    assert set(KINDS) == set(GLYPHS) == set(meanings()) == set(COLOURS)
     assert len(set(GLYPHS.values())) == len(KINDS)
 
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evenly.diagnosis.findings import MORE_SEEDS
-from evenly.diagnosis.verdict import GAP, MISSED, MOVED, THERE
 from evenly.files import write_text
 from evenly.report.marks import NEUTRAL, OUTLINES
 from evenly.report.parts import modality_mark
@@ -28,19 +26,6 @@ GLYPHS = {
     "c-1,.7-1.4,1.1-1.4,2M10,14.2v.6",
 }
 """The drawing of each verdict, in a square of twenty units."""
-MEANINGS = {
-    "learnt": "The joint model's encoder holds what is there, and the predictions change with it. "
-    f"Or it tells little alone, but over {100 * THERE:.0f} points are lost without it.",
-    "suppressed": f"Alone, its encoder reaches over {100 * MISSED:.0f} points more than in the "
-    "joint model, and the interval of this is above 0.",
-    "unused": f"The joint model's encoder holds what is there, but under {MOVED:.0%} of the "
-    "predictions change with it.",
-    "scarce": f"Its encoder reaches under {100 * THERE:.0f} points above its guesses shuffled over "
-    "the samples, alone and in the joint model, and less than that is lost without it.",
-    "over-trained": f"The gap of purities is above {GAP:.2f}: its encoder tells the classes of "
-    "training samples better than those of new ones.",
-    "unclear": "A figure that decides is too near its threshold, or its interval too wide.",
-}
 LEVELS = {"chance": "chance", "raw": "its input", "learnt": "learnt", "there": "there"}
 """The labels of a modality's accuracies, by their names in a finding."""
 ROWS = {
@@ -169,6 +154,26 @@ class Modality:
         return followed.value, outvoted.value, max(1 - followed.value - outvoted.value, 0.0)
 
 
+def meanings() -> dict[str, str]:
+    """What each verdict means, with the thresholds of its rule."""
+    # loads torch, which the report of a comparison does without
+    from evenly.diagnosis.verdict import GAP, MISSED, MOVED, THERE
+
+    return {
+        "learnt": "The joint model's encoder holds what is there, and the predictions change with "
+        f"it. Or it tells little alone, but over {100 * THERE:.0f} points are lost without it.",
+        "suppressed": f"Alone, its encoder reaches over {100 * MISSED:.0f} points more than in the "
+        "joint model, and the interval of this is above 0.",
+        "unused": f"The joint model's encoder holds what is there, but under {MOVED:.0%} of the "
+        "predictions change with it.",
+        "scarce": f"Its encoder reaches under {100 * THERE:.0f} points above its guesses shuffled "
+        "over the samples, alone and in the joint model, and less than that is lost without it.",
+        "over-trained": f"The gap of purities is above {GAP:.2f}: its encoder tells the classes of "
+        "training samples better than those of new ones.",
+        "unclear": "A figure that decides is too near its threshold, or its interval too wide.",
+    }
+
+
 def write_checkup(
     found: Mapping[str, Any],
     path: Path,
@@ -189,6 +194,8 @@ def write_checkup(
     Returns:
         `path`.
     """
+    from evenly.diagnosis.findings import MORE_SEEDS  # loads torch, as in `meanings`
+
     modalities, accuracy = read_modalities(found), percent(found["accuracy"])
     other = {"chance": "Chance: the same of all samples"} if found["has_labels"] else {}
     page = rendered(
@@ -206,7 +213,7 @@ def write_checkup(
         synergy=_known(found["synergy"], percent),
         modalities=modalities,
         more_seeds=MORE_SEEDS,
-        meanings=MEANINGS,
+        meanings=meanings(),
         glyphs=GLYPHS,
         levels=_levels(modalities, accuracy),
         contribution=_by_modality(modalities, "contribution"),
